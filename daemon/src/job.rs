@@ -85,15 +85,6 @@ pub struct ReplyTo {
     pub correlation: Option<Vec<u8>>,
 }
 
-/// When the answer is wanted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum When {
-    /// One answer, the best that the rules allow.
-    #[default]
-    Best,
-}
-
 /// What the requester asks for beside the input.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Wishes {
@@ -111,6 +102,13 @@ pub struct Wishes {
     pub max_cost_usd: Option<f64>,
     /// The task's own parameters.
     pub params: Map<String, Value>,
+}
+
+impl Wishes {
+    /// Number of labels to list, where the job says.
+    pub fn top_k(&self) -> Option<usize> {
+        self.params.get("top_k")?.as_u64().map(|k| k as usize)
+    }
 }
 
 impl Default for Wishes {

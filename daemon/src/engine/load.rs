@@ -1,0 +1,145 @@
+//! ONNX file → a plan that tract can run: every dimension fixed, the graph optimised.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail, ensure};
+use tract_onnx::prelude::*;
+use tract_onnx::tract_core::internal::DimLike;
+use tract_onnx::tract_core::plan::SimpleState;
+use tract_onnx::tract_hir::infer::Factoid;
+
+use super::package::{Dim, Quantization};
+use crate::job::TensorOutput;
+use crate::task::Prepared;
+use crate::task::tensor::Elements;
+
+/// What one thread needs to run a plan; it keeps buffers between runs.
+pub type State = SimpleState<TypedFact, Box<dyn TypedOp>>;
+
+/// A model that can be run.
+#[derive(Debug)]
+pub struct Plan {
+    runnable: Arc<TypedRunnableModel>,
+    datum: DatumType,
+    /// Shape of the model's input.
+    pub shape: Vec<usize>,
+}
+
+impl Plan {
+    /// Reads `path` and optimises it for an input of `shape`. A named first dimension, the batch, is 1.
+    ///
+    /// # Errors
+    /// What does not fit, or what tract cannot read or run.
+    pub fn load(path: &Path, shape: &[Dim]) -> Result<Self> {
+        let shape: Vec<usize> = shape
+            .iter()
+            .enumerate()
+            .map(|(at, dim)| match dim {
+                Dim::Fixed(n) => Ok(*n),
+                Dim::Named(_) if at == 0 => Ok(1),
+                Dim::Named(name) => bail!("input.shape: `{name}` is dynamic; this version needs its number"),
+            })
+            .collect::<Result<_>>()?;
+        let mut model = tract_onnx::onnx().model_for_path(path)?;
+        let inputs = model.input_outlets()?.len();
+        ensure!(inputs == 1, "the graph has {inputs} inputs; one is served");
+        let declared = model.input_fact(0)?.clone();
+        let datum = declared.datum_type.concretize().context("the graph does not say its input's type")?;
+        if let Some(rank) = declared.shape.rank().concretize() {
+            ensure!(rank as usize == shape.len(), "input.shape has {} dimensions, the graph {rank}", shape.len());
+        }
+        for (at, dim) in declared.shape.dims().enumerate() {
+            if let Some(fixed) = dim.concretize().and_then(|dim| dim.to_usize().ok()) {
+                ensure!(
+                    shape.get(at) == Some(&fixed),
+                    "input.shape: dimension {at} is {fixed} in the graph, not {:?}",
+                    shape.get(at)
+                );
+            }
+        }
+        // A symbol left in costs four to six times the run.
+        model.set_input_fact(0, InferenceFact::dt_shape(datum, &shape))?;
+        for at in 0..model.output_outlets()?.len() {
+            model.set_output_fact(at, InferenceFact::default())?;
+        }
+        let runnable = model.into_optimized()?.into_runnable()?;
+        Ok(Plan { runnable, datum, shape })
+    }
+
+    /// Short name of the input's element type.
+    pub fn dtype(&self) -> String {
+        short(self.datum)
+    }
+
+    /// What a thread needs to run it.
+    ///
+    /// # Errors
+    /// tract's own.
+    pub fn state(&self) -> Result<State> {
+        self.runnable.spawn()
+    }
+
+    /// Runs the model once for each prepared vector; `quantize` is applied where its input is integer.
+    ///
+    /// # Errors
+    /// A length that is not the shape's, or tract's own.
+    pub fn run(
+        &self,
+        state: &mut State,
+        prepared: &Prepared,
+        quantize: Option<Quantization>,
+    ) -> Result<Vec<Vec<TensorOutput>>> {
+        let tensors = match prepared {
+            Prepared::Real(rows) => {
+                rows.iter().map(|row| self.quantized(row, quantize)).collect::<Result<Vec<Tensor>>>()?
+            }
+            Prepared::Raw(elements) => vec![match elements {
+                Elements::F32(data) => Tensor::from_shape(&self.shape, data)?,
+                Elements::I8(data) => Tensor::from_shape(&self.shape, data)?,
+                Elements::U8(data) => Tensor::from_shape(&self.shape, data)?,
+                Elements::I32(data) => Tensor::from_shape(&self.shape, data)?,
+                Elements::I64(data) => Tensor::from_shape(&self.shape, data)?,
+            }],
+        };
+        tensors
+            .into_iter()
+            .map(|tensor| {
+                let outputs = state.run(tvec!(tensor.into_tvalue()))?;
+                outputs.iter().map(|value| read(value)).collect()
+            })
+            .collect()
+    }
+
+    fn quantized(&self, row: &[f32], quantize: Option<Quantization>) -> Result<Tensor> {
+        let steps = |least: f32, most: f32| {
+            let q = quantize.context("the model's input is integer, so input.quantize is needed")?;
+            // ONNX QuantizeLinear: round half to even, then saturate.
+            let step = move |x: &f32| ((x / q.scale).round_ties_even() + q.zero_point as f32).clamp(least, most);
+            anyhow::Ok(row.iter().map(step))
+        };
+        match self.datum.unquantized() {
+            DatumType::F32 => Tensor::from_shape(&self.shape, row),
+            DatumType::I8 => {
+                let data: Vec<i8> = steps(-128.0, 127.0)?.map(|x| x as i8).collect();
+                Tensor::from_shape(&self.shape, &data)
+            }
+            DatumType::U8 => {
+                let data: Vec<u8> = steps(0.0, 255.0)?.map(|x| x as u8).collect();
+                Tensor::from_shape(&self.shape, &data)
+            }
+            other => bail!("the model's input is of type {other:?}, which this kind of input cannot make"),
+        }
+    }
+}
+
+/// Short name of an element type: `f32`, `i8` …
+fn short(datum: DatumType) -> String {
+    format!("{:?}", datum.unquantized()).to_lowercase()
+}
+
+fn read(value: &Tensor) -> Result<TensorOutput> {
+    let numbers = value.cast_to::<f64>()?;
+    let data = numbers.to_plain_array_view::<f64>()?.iter().copied().collect();
+    Ok(TensorOutput { dtype: short(value.datum_type()), shape: value.shape().to_vec(), data })
+}

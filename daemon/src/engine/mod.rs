@@ -1,0 +1,24 @@
+//! Models on the device: packages are loaded, proven on their golden cases, and run on own threads.
+
+pub mod load;
+pub mod model;
+pub mod package;
+pub mod registry;
+pub mod worker;
+
+pub use model::Model;
+pub use registry::Registry;
+pub use worker::Pool;
+
+/// SIMD features of this processor that the kernels can use, by their names in `/proc/cpuinfo` style.
+pub fn simd() -> Vec<&'static str> {
+    let mut found = Vec::new();
+    macro_rules! look {
+        ($detected:ident: $($feature:tt),*) => { $( if std::arch::$detected!($feature) { found.push($feature); } )* };
+    }
+    #[cfg(target_arch = "aarch64")]
+    look!(is_aarch64_feature_detected: "neon", "dotprod", "i8mm", "fp16", "sve");
+    #[cfg(target_arch = "x86_64")]
+    look!(is_x86_feature_detected: "sse4.1", "avx2", "fma", "avxvnni", "avx512f", "avx512vnni");
+    found
+}
