@@ -106,7 +106,8 @@ pub fn read(payload: &[u8]) -> Result<(Options, Input), (Options, Fault)> {
             if inner.is_data() {
                 field_fault(&path, plain(inner))
             } else {
-                Fault::bad("payload", format!("not JSON: {inner}"))
+                // Where reading stopped says more than a column does, for example at a NaN.
+                Fault::bad(if path == "." { "payload" } else { &path }, format!("not JSON: {inner}"))
             }
         })
         .and_then(|envelope| {
@@ -241,9 +242,14 @@ mod tests {
 
     #[test]
     fn not_json_at_all() {
-        for text in ["{", "{]", r#"{"input": {"series": [NaN]}}"#, r#"{"input":{"text":"x"}} trailing"#] {
+        for (text, field) in [
+            ("{", "payload"),
+            ("{]", "payload"),
+            (r#"{"input": {"series": [NaN]}}"#, "input.series[0]"),
+            (r#"{"input":{"text":"x"}} trailing"#, "payload"),
+        ] {
             let (_, fault) = read(text.as_bytes()).expect_err(text);
-            assert_eq!(fault.field.as_deref(), Some("payload"), "{text} gave {fault:?}");
+            assert_eq!(fault.field.as_deref(), Some(field), "{text} gave {fault:?}");
             assert!(fault.message.starts_with("not JSON"), "{fault:?}");
         }
     }
