@@ -2,32 +2,36 @@
 //!
 //! The modules stand in the order of a job's way; `README.md` beside this crate draws it.
 
-
-
-
+pub mod app;
+pub mod cli;
 pub mod config;
-
 pub mod keys;
-
 
 pub mod job;
 pub mod topic;
 
 pub mod intake;
 
+pub mod admit;
 
-
-
+pub mod dispatch;
+pub mod route;
 
 pub mod engine;
 pub mod task;
 
 pub mod uplink;
 
+pub mod reply;
+pub mod store;
 
+pub mod status;
 
+pub mod check;
+pub mod demo;
+pub mod models;
+pub mod submit;
 
-
-
-
-
+#[cfg(feature = "broker")]
+pub mod broker;
+pub mod standin;

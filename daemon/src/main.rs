@@ -1,1 +1,7 @@
-fn main(){}
+//! The `outpost` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    outpost::cli::main()
+}

@@ -102,12 +102,15 @@ pub fn read(payload: &[u8]) -> Result<(Options, Input), (Options, Fault)> {
     let envelope = parsed
         .map_err(|error| {
             let path = error.path().to_string();
+            // `?` stands for a place between fields.
+            let path = path.trim_end_matches('?').trim_end_matches('.');
+            let path = if path.is_empty() { "payload" } else { path };
             let inner = error.inner();
             if inner.is_data() {
-                field_fault(&path, plain(inner))
+                field_fault(path, plain(inner))
             } else {
                 // Where reading stopped says more than a column does, for example at a NaN.
-                Fault::bad(if path == "." { "payload" } else { &path }, format!("not JSON: {inner}"))
+                Fault::bad(path, format!("not JSON: {inner}"))
             }
         })
         .and_then(|envelope| {
@@ -145,8 +148,7 @@ pub fn read(payload: &[u8]) -> Result<(Options, Input), (Options, Fault)> {
 fn field_fault(path: &str, message: String) -> Fault {
     let missing = message.strip_prefix("missing field `").and_then(|rest| rest.strip_suffix('`'));
     match (path, missing) {
-        (".", Some(missing)) => Fault::bad(missing, "the field is missing"),
-        (".", None) => Fault::bad("payload", message),
+        ("payload", Some(missing)) => Fault::bad(missing, "the field is missing"),
         (path, Some(missing)) => Fault::bad(&format!("{path}.{missing}"), "the field is missing"),
         (path, None) => Fault::bad(path, message),
     }

@@ -9,6 +9,7 @@ use crate::topic::{JobTopic, Topics};
 
 pub mod bare;
 pub mod envelope;
+pub mod link;
 
 
 /// A job message, as it came.
