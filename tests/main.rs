@@ -1,1 +1,15 @@
-fn main(){}
+//! The daemon as its users meet it: real brokers, real clients, real models, one module a behaviour.
+//!
+//! Needs `mosquitto` and `mosquitto-clients`; the closed models are the labelled stand-in.
+
+mod common;
+
+mod bad_input;
+mod commands;
+mod duplicates;
+mod fallback;
+mod flow;
+mod models;
+mod overload;
+mod reconnect;
+mod shutdown;

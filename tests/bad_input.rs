@@ -1,0 +1,158 @@
+//! Bad input: a clear error reply that names the field and the limit; nothing else is lost.
+
+use rumqttc::v5::mqttbytes::v5::PublishProperties;
+use serde_json::{Value, json};
+
+use crate::common::*;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn envelopes() {
+    let broker = Mosquitto::start();
+    let daemon = Daemon::start("n", &broker.url(), "").await;
+    let mut client = Client::connect(&daemon.url).await;
+    client.subscribe("answers/#").await;
+    let text = || json!({"text": "the pump is loud"});
+    let rows: Vec<(&str, &str, Value, &str, &str)> = vec![
+        ("wrong-type", "text.classify", json!({"input": {"text": 7}}), "bad_request", "input.text"),
+        ("wrong-kind", "text.classify", json!({"input": {"series": [1, 2]}}), "bad_request", "input.series"),
+        ("no-input", "text.classify", json!({}), "bad_request", "input"),
+        ("two-inputs", "text.classify", json!({"input": {"text": "a", "image": ""}}), "bad_request", "input"),
+        ("unknown-key", "text.classify", json!({"input": text(), "deadlin_ms": 4}), "bad_request", "deadlin_ms"),
+        ("not-base64", "image.classify", json!({"input": {"image": "@@@"}}), "bad_request", "input.image"),
+        ("not-an-image", "image.classify", json!({"input": {"image": "aGVsbG8="}}), "bad_request", "input.image"),
+        ("ragged", "series.anomaly", json!({"input": {"series": [[1], [1, 2]]}}), "bad_request", "input.series[1]"),
+        ("not-a-number", "series.anomaly", json!({"input": {"series": [[1], [null]]}}), "bad_request", "input.series[1][0]"),
+        ("too-short", "series.anomaly", json!({"input": {"series": [1, 2, 3]}}), "input_out_of_range", "input.series"),
+        ("channels", "series.anomaly", json!({"input": {"series": vec![[0.0, 1.0]; 3000]}}), "input_out_of_range", "input.series"),
+        ("empty-text", "text.classify", json!({"input": {"text": " "}}), "input_out_of_range", "input.text"),
+        ("long-text", "text.classify", json!({"input": {"text": "x".repeat(100_001)}}), "input_out_of_range", "input.text"),
+        ("past", "text.classify", json!({"input": text(), "deadline_ms": -5}), "deadline_exceeded", "deadline_ms"),
+        ("now", "text.classify", json!({"input": text(), "deadline_ms": 0}), "deadline_exceeded", "deadline_ms"),
+        ("priority", "text.classify", json!({"input": text(), "priority": 10}), "input_out_of_range", "priority"),
+        ("confidence", "text.classify", json!({"input": text(), "min_confidence": 2}), "input_out_of_range", "min_confidence"),
+        ("privacy", "text.classify", json!({"input": text(), "privacy": "maybe"}), "bad_request", "privacy"),
+        ("unknown-task", "text.translate", json!({"input": text()}), "unknown_task", "task"),
+        ("above", "text.generate", json!({"input": text()}), "above_capability", "task"),
+    ];
+    for (id, task, mut envelope, code, field) in rows {
+        envelope["id"] = json!(id);
+        let reply = client.ask("n", task, envelope).await;
+        assert_eq!(reply["status"], "error", "{id}: {reply}");
+        assert_eq!(reply["error"]["code"], code, "{id}: {reply}");
+        assert_eq!(reply["error"]["field"], field, "{id}: {reply}");
+        assert!(reply["error"]["message"].as_str().is_some_and(|text| text.len() > 8), "{id}: {reply}");
+        assert_eq!(reply["id"], id);
+        if matches!(code, "input_out_of_range") {
+            assert!(!reply["error"]["limit"].is_null(), "{id}: {reply}");
+        }
+    }
+    let good = client.ask("n", "text.classify", json!({"id": "good", "input": text()})).await;
+    assert_eq!(good["status"], "ok", "{good}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bare_payloads() {
+    let broker = Mosquitto::start();
+    let daemon = Daemon::start("n", &broker.url(), "").await;
+    let mut client = Client::connect(&daemon.url).await;
+    client.subscribe("answers/#").await;
+    let png = sample("digit-2.png");
+    let cut = png[..png.len() / 2].to_vec();
+    let mut flipped = png.clone();
+    for byte in flipped.iter_mut().skip(60) {
+        *byte ^= 0x55;
+    }
+    let nan = {
+        let mut csv = "0.1\n".repeat(2000);
+        csv.insert_str(400, "NaN\n");
+        csv.into_bytes()
+    };
+    let plain: &[(&str, &str)] = &[];
+    let rows: Vec<(&str, &str, Option<&str>, Vec<u8>, &[(&str, &str)], &str, &str)> = vec![
+        ("not-json", "text.classify", Some("application/json"), b"hello".to_vec(), plain, "bad_request", "payload"),
+        ("cut-json", "text.classify", None, b"{\"input\": {\"text\"".to_vec(), plain, "bad_request", ""),
+        ("cut-png", "image.classify", Some("image/png"), cut, plain, "bad_request", "input.image"),
+        ("flipped-png", "image.classify", Some("image/png"), flipped, plain, "bad_request", "input.image"),
+        ("not-an-image", "image.classify", Some("image/png"), b"hello".to_vec(), plain, "bad_request", "input.image"),
+        ("nan", "series.anomaly", Some("text/csv"), nan, plain, "bad_request", "input.series[100][0]"),
+        ("not-utf-8", "text.classify", Some("text/plain"), vec![0x66, 0xff, 0xfe], plain, "bad_request", "input.text"),
+        ("unknown-type", "text.classify", Some("video/mp4"), vec![1], plain, "bad_request", "content_type"),
+        ("bad-option", "text.classify", Some("text/plain"), b"x".to_vec(), &[("priority", "high")], "bad_request", "priority"),
+        ("past", "text.classify", Some("text/plain"), b"x".to_vec(), &[("deadline-ms", "-1")], "deadline_exceeded", "deadline_ms"),
+        ("wrong-kind", "image.classify", Some("application/octet-stream"), vec![0; 7], plain, "bad_request", "input.tensor"),
+        ("empty", "text.classify", Some("text/plain"), Vec::new(), plain, "input_out_of_range", "input.text"),
+    ];
+    for (id, task, content_type, payload, options, code, field) in rows {
+        let properties = bare(content_type, &format!("answers/{id}"), id, options);
+        client.publish(&format!("outpost/n/jobs/{task}"), payload, properties).await;
+        let message = client.next().await;
+        let reply = message.json();
+        assert_eq!(message.topic, format!("answers/{id}"));
+        assert_eq!(reply["error"]["code"], code, "{id}: {reply}");
+        if !field.is_empty() {
+            assert_eq!(reply["error"]["field"], field, "{id}: {reply}");
+        }
+        assert_eq!(message.correlation.as_deref(), Some(id.as_bytes()), "{id}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_address_or_a_forbidden_one_is_told_on_errors() {
+    let broker = Mosquitto::start();
+    let daemon = Daemon::start("n", &broker.url(), "[jobs]\nreply_to = [\"plc/+/answers\"]\n").await;
+    let mut client = Client::connect(&daemon.url).await;
+    client.subscribe("outpost/n/errors").await;
+    client.subscribe("plc/#").await;
+    for (id, address) in [("a", None), ("b", Some("outpost/n/jobs/text.classify")), ("c", Some("plc/4/other")), ("d", Some("plc/+/answers"))] {
+        let mut envelope = json!({"id": id, "input": {"text": "hello there"}});
+        if let Some(address) = address {
+            envelope["reply_to"] = json!(address);
+        }
+        client.publish("outpost/n/jobs/text.classify", envelope.to_string(), PublishProperties::default()).await;
+        let message = client.next().await;
+        let reply = message.json();
+        assert_eq!(message.topic, "outpost/n/errors");
+        assert_eq!(reply["id"], id, "{reply}");
+        assert_eq!(reply["error"]["code"], "bad_request", "{reply}");
+        assert_eq!(reply["error"]["field"], "reply_to", "{reply}");
+    }
+    let envelope = json!({"id": "e", "reply_to": "plc/4/answers", "input": {"text": "hello there"}});
+    client.publish("outpost/n/jobs/text.classify", envelope.to_string(), PublishProperties::default()).await;
+    assert_eq!(client.next().await.topic, "plc/4/answers");
+}
+
+/// 100 MB is answered, not dropped; a flood of bad jobs leaves the memory where it was.
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_does_not_grow() {
+    let broker = Mosquitto::start();
+    let daemon = Daemon::start("n", &broker.url(), "").await;
+    let mut client = Client::connect(&daemon.url).await;
+    client.subscribe("answers/#").await;
+    let mut after_one = 0;
+    for round in 0..4 {
+        let huge = vec![b'x'; 100_000_000];
+        client.publish("outpost/n/jobs/text.classify", huge, bare(Some("text/plain"), "answers/huge", "h", &[])).await;
+        let reply = client.next().await.json();
+        assert_eq!(reply["error"]["code"], "too_large", "{reply}");
+        assert_eq!(reply["error"]["field"], "payload", "{reply}");
+        assert_eq!(reply["error"]["limit"], 4_194_304, "{reply}");
+        if round == 0 {
+            after_one = daemon.rss_kib();
+        }
+    }
+    for n in 0..3000 {
+        let payload = if n % 2 == 0 { b"\x89PNG\r\n\x1a\nbroken".to_vec() } else { vec![0xff; 2000] };
+        let properties = bare(None, "answers/flood", &n.to_string(), &[]);
+        client.publish("outpost/n/jobs/image.classify", payload, properties).await;
+        if n % 100 == 99 {
+            for _ in 0..100 {
+                assert_eq!(client.next().await.json()["error"]["code"], "bad_request");
+            }
+        }
+    }
+    let good = client.ask("n", "text.classify", json!({"input": {"text": "belt torn, line stopped"}})).await;
+    assert_eq!(good["status"], "ok");
+    // The read buffer of one connection may keep the size of the largest packet that it met.
+    let now = daemon.rss_kib();
+    assert!(now < after_one + 20_000, "{after_one} KiB became {now} KiB");
+}

@@ -1,0 +1,131 @@
+//! The shipped models on held-out data, and packages that must be refused.
+
+use std::path::Path;
+
+use outpost::engine::model::{Model, States, verdict};
+use outpost::engine::package::Package;
+use outpost::engine::Registry;
+use outpost::intake::bare;
+use serde_json::Value;
+
+use crate::common::*;
+
+/// Share of right answers of one variant, by the daemon's own engine.
+fn accuracy(name: &str, precision: &str) -> (f64, usize) {
+    let package = Package::read(&models_dir().join(name)).expect("a package");
+    let variant = package.manifest.variant.iter().find(|v| v.precision.as_str() == precision).expect("a variant").clone();
+    let model = Model::load(package, &variant).expect("it loads");
+    let mut states = States::new();
+    let lines = std::fs::read_to_string(models_dir().join(format!("train/heldout/{name}.jsonl"))).expect("held-out data");
+    let cases: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let right = cases.iter().filter(|case| {
+        let envelope = serde_json::json!({"input": case["input"]}).to_string();
+        let input = bare::by_ending("json", envelope.into_bytes()).expect("an input");
+        let output = model.answer(&mut states, &input, None).expect("an answer");
+        verdict(&output) == case["label"].as_str()
+    });
+    (right.count() as f64 / cases.len() as f64, cases.len())
+}
+
+#[test]
+fn quantized_models_lose_less_than_a_point() {
+    let told: Value = serde_json::from_slice(
+        &std::fs::read(models_dir().join("train/heldout/accuracy.json")).expect("figures"),
+    )
+    .expect("JSON");
+    for name in ["digits", "bearing", "notes"] {
+        let (fp32, n) = accuracy(name, "fp32");
+        let (int8, _) = accuracy(name, "int8");
+        println!("{name}: fp32 {fp32:.4}, int8 {int8:.4}, n {n}");
+        assert!(n >= 300, "{name}: {n} cases");
+        assert!(int8 >= fp32 - 0.01, "{name}: int8 {int8}, fp32 {fp32}");
+        // The card's figures come from onnxruntime; a case on the edge may fall to either side.
+        let card = std::fs::read_to_string(models_dir().join(name).join("README.md")).expect("a card");
+        for (precision, found) in [("fp32", fp32), ("int8", int8)] {
+            let claimed = told[name][precision].as_f64().expect("a figure");
+            assert!((found - claimed).abs() <= 0.006, "{name} {precision}: found {found}, claimed {claimed}");
+            let row = format!("| {precision} | {:.2}% |", claimed * 100.0);
+            assert!(card.contains(&row), "{name}: the card lacks `{row}`");
+        }
+    }
+}
+
+/// A copy of a shipped package, changed.
+fn changed(change: impl Fn(&Path)) -> (tempfile::TempDir, Registry) {
+    let dir = tempfile::tempdir().expect("a folder");
+    for name in ["notes", "digits"] {
+        copy(&models_dir().join(name), &dir.path().join(name));
+    }
+    change(&dir.path().join("notes"));
+    let registry = Registry::load(dir.path()).expect("a folder");
+    (dir, registry)
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("made");
+    for entry in std::fs::read_dir(from).expect("read").flatten() {
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).expect("copied");
+        }
+    }
+}
+
+fn edit(dir: &Path, from: &str, to: &str) {
+    let file = dir.join("model.toml");
+    let text = std::fs::read_to_string(&file).expect("read");
+    assert!(text.contains(from), "{from}");
+    std::fs::write(file, text.replace(from, to)).expect("written");
+}
+
+#[test]
+fn wrong_packages_are_refused_and_named() {
+    type Change = fn(&Path);
+    let rows: [(&str, Change, &str); 9] = [
+        ("an unknown key", |dir| edit(dir, "[input]", "[input]\nbuckets = 3"), "input.buckets"),
+        ("a missing file", |dir| std::fs::remove_file(dir.join("labels.txt")).expect("removed"), "labels.txt"),
+        ("a file cut short", |dir| {
+            for precision in ["fp32", "int8"] {
+                let file = dir.join(format!("notes.{precision}.onnx"));
+                let bytes = std::fs::read(&file).expect("read");
+                std::fs::write(&file, &bytes[..bytes.len() / 2]).expect("written");
+            }
+        }, "SHA-256"),
+        ("a golden case that fails", |dir| {
+            let file = dir.join("golden/urgent.txt");
+            std::fs::copy(dir.join("golden/routine.txt"), file).expect("copied");
+        }, "golden/urgent.txt"),
+        ("a shape that does not fit", |dir| edit(dir, "shape = [1, 2048]", "shape = [1, 1024]"), "input.shape"),
+        ("an unknown label", |dir| edit(dir, "expect = \"urgent\"", "expect = \"late\""), "`late`"),
+        ("a path outside", |dir| edit(dir, "labels = \"labels.txt\"", "labels = \"../labels.txt\""), "../labels.txt"),
+        ("no TOML", |dir| std::fs::write(dir.join("model.toml"), "name = ").expect("written"), "model.toml"),
+        ("a threshold over 1", |dir| {
+            let text = std::fs::read_to_string(dir.join("model.toml")).expect("read");
+            let line = text.lines().find(|line| line.starts_with("threshold")).expect("a threshold").to_owned();
+            edit(dir, &line, "threshold = 1.5");
+        }, "confidence.threshold"),
+    ];
+    for (what, change, named) in rows {
+        let (_dir, registry) = changed(change);
+        assert_eq!(registry.models().len(), 1, "{what}: the other package stays active");
+        let reason = registry.refused.first().map(|refused| refused.reason.clone()).unwrap_or_default();
+        assert!(reason.contains(named), "{what}: {reason}");
+    }
+}
+
+#[test]
+fn a_variant_that_fails_is_left_out() {
+    use sha2::Digest;
+    let (_dir, registry) = changed(|dir| {
+        let bad = b"not a model";
+        let good = std::fs::read(dir.join("notes.int8.onnx")).expect("read");
+        let hash = |bytes: &[u8]| format!("{:x}", sha2::Sha256::digest(bytes));
+        std::fs::write(dir.join("notes.int8.onnx"), bad).expect("written");
+        edit(dir, &hash(&good), &hash(bad));
+    });
+    assert_eq!(registry.refused, []);
+    let model = registry.find("text.classify", None).expect("active");
+    assert_eq!(model.variant.precision.as_str(), "fp32");
+}
