@@ -221,6 +221,11 @@ impl Daemon {
         tokio::task::spawn_blocking(move || process.0.wait().expect("ended").code()).await.expect("joined")
     }
 
+    /// SIGSTOP or SIGCONT.
+    pub fn pause(&self, name: &str) {
+        signal(&self.process.as_ref().expect("running").0, name);
+    }
+
     /// Resident memory, KiB.
     pub fn rss_kib(&self) -> u64 {
         let pid = self.process.as_ref().expect("running").0.id();

@@ -44,15 +44,22 @@ const SAMPLES: [(&str, &str, &str, &str); 8] = [
 async fn mqtt5_clients(daemon: &Daemon) {
     for (file, task, content_type, expected) in SAMPLES {
         let port = daemon.port();
-        let mut line = args(&format!(
-            "-V 5 -p {port} -q 1 -W 20 -t outpost/{}/jobs/{task} -e replies/rr/{file} -f {}",
-            daemon.name,
-            sample_path(file)
-        ));
-        line.extend(["-D", "publish", "content-type", content_type].map(str::to_owned));
-        line.extend(["-D", "publish", "correlation-data", file].map(str::to_owned));
-        let reply: Value = serde_json::from_str(&mosquitto_client("mosquitto_rr", line).await).expect("JSON");
+        let listen = args(&format!("-V 5 -p {port} -q 1 -C 1 -W 20 -t replies/five -F %R|%D|%p"));
+        let listener = tokio::spawn(mosquitto_client("mosquitto_sub", listen));
+        tokio::time::sleep(std::time::Duration::from_millis(150)).await;
+        let properties = format!(
+            "-D publish content-type {content_type} -D publish response-topic replies/five -D publish correlation-data {file} \
+             -D publish user-property id {file}"
+        );
+        let topic = format!("outpost/{}/jobs/{task}", daemon.name);
+        let line = format!("-V 5 -p {port} -q 1 -t {topic} -f {} {properties}", sample_path(file));
+        mosquitto_client("mosquitto_pub", args(&line)).await;
+        let message = listener.await.expect("joined");
+        let (properties, reply) = message.split_at(message.find('{').expect("JSON"));
+        assert_eq!(properties, format!("|{file}|"), "no response topic, the same correlation data");
+        let reply: Value = serde_json::from_str(reply).expect("JSON");
         assert_eq!(reply["status"], "ok", "{file}: {reply}");
+        assert_eq!(reply["id"], file);
         assert_eq!(verdict(&reply), expected, "{file}: {reply}");
         assert_eq!(reply["by"]["tier"], "device", "{file}: {reply}");
         assert_eq!(reply["route"], json!([{"tier": "device", "outcome": "answered"}]), "{file}");
