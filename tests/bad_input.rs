@@ -21,15 +21,39 @@ async fn envelopes() {
         ("not-base64", "image.classify", json!({"input": {"image": "@@@"}}), "bad_request", "input.image"),
         ("not-an-image", "image.classify", json!({"input": {"image": "aGVsbG8="}}), "bad_request", "input.image"),
         ("ragged", "series.anomaly", json!({"input": {"series": [[1], [1, 2]]}}), "bad_request", "input.series[1]"),
-        ("not-a-number", "series.anomaly", json!({"input": {"series": [[1], [null]]}}), "bad_request", "input.series[1][0]"),
+        (
+            "not-a-number",
+            "series.anomaly",
+            json!({"input": {"series": [[1], [null]]}}),
+            "bad_request",
+            "input.series[1][0]",
+        ),
         ("too-short", "series.anomaly", json!({"input": {"series": [1, 2, 3]}}), "input_out_of_range", "input.series"),
-        ("channels", "series.anomaly", json!({"input": {"series": vec![[0.0, 1.0]; 3000]}}), "input_out_of_range", "input.series"),
+        (
+            "channels",
+            "series.anomaly",
+            json!({"input": {"series": vec![[0.0, 1.0]; 3000]}}),
+            "input_out_of_range",
+            "input.series",
+        ),
         ("empty-text", "text.classify", json!({"input": {"text": " "}}), "input_out_of_range", "input.text"),
-        ("long-text", "text.classify", json!({"input": {"text": "x".repeat(100_001)}}), "input_out_of_range", "input.text"),
+        (
+            "long-text",
+            "text.classify",
+            json!({"input": {"text": "x".repeat(100_001)}}),
+            "input_out_of_range",
+            "input.text",
+        ),
         ("past", "text.classify", json!({"input": text(), "deadline_ms": -5}), "deadline_exceeded", "deadline_ms"),
         ("now", "text.classify", json!({"input": text(), "deadline_ms": 0}), "deadline_exceeded", "deadline_ms"),
         ("priority", "text.classify", json!({"input": text(), "priority": 10}), "input_out_of_range", "priority"),
-        ("confidence", "text.classify", json!({"input": text(), "min_confidence": 2}), "input_out_of_range", "min_confidence"),
+        (
+            "confidence",
+            "text.classify",
+            json!({"input": text(), "min_confidence": 2}),
+            "input_out_of_range",
+            "min_confidence",
+        ),
         ("privacy", "text.classify", json!({"input": text(), "privacy": "maybe"}), "bad_request", "privacy"),
         ("unknown-task", "text.translate", json!({"input": text()}), "unknown_task", "task"),
         ("above", "text.generate", json!({"input": text()}), "above_capability", "task"),
@@ -68,7 +92,8 @@ async fn bare_payloads() {
         csv.into_bytes()
     };
     let plain: &[(&str, &str)] = &[];
-    let rows: Vec<(&str, &str, Option<&str>, Vec<u8>, &[(&str, &str)], &str, &str)> = vec![
+    type Row<'a> = (&'a str, &'a str, Option<&'a str>, Vec<u8>, &'a [(&'a str, &'a str)], &'a str, &'a str);
+    let rows: Vec<Row> = vec![
         ("not-json", "text.classify", Some("application/json"), b"hello".to_vec(), plain, "bad_request", "payload"),
         ("cut-json", "text.classify", None, b"{\"input\": {\"text\"".to_vec(), plain, "bad_request", ""),
         ("cut-png", "image.classify", Some("image/png"), cut, plain, "bad_request", "input.image"),
@@ -77,9 +102,33 @@ async fn bare_payloads() {
         ("nan", "series.anomaly", Some("text/csv"), nan, plain, "bad_request", "input.series[100][0]"),
         ("not-utf-8", "text.classify", Some("text/plain"), vec![0x66, 0xff, 0xfe], plain, "bad_request", "input.text"),
         ("unknown-type", "text.classify", Some("video/mp4"), vec![1], plain, "bad_request", "content_type"),
-        ("bad-option", "text.classify", Some("text/plain"), b"x".to_vec(), &[("priority", "high")], "bad_request", "priority"),
-        ("past", "text.classify", Some("text/plain"), b"x".to_vec(), &[("deadline-ms", "-1")], "deadline_exceeded", "deadline_ms"),
-        ("wrong-kind", "image.classify", Some("application/octet-stream"), vec![0; 7], plain, "bad_request", "input.tensor"),
+        (
+            "bad-option",
+            "text.classify",
+            Some("text/plain"),
+            b"x".to_vec(),
+            &[("priority", "high")],
+            "bad_request",
+            "priority",
+        ),
+        (
+            "past",
+            "text.classify",
+            Some("text/plain"),
+            b"x".to_vec(),
+            &[("deadline-ms", "-1")],
+            "deadline_exceeded",
+            "deadline_ms",
+        ),
+        (
+            "wrong-kind",
+            "image.classify",
+            Some("application/octet-stream"),
+            vec![0; 7],
+            plain,
+            "bad_request",
+            "input.tensor",
+        ),
         ("empty", "text.classify", Some("text/plain"), Vec::new(), plain, "input_out_of_range", "input.text"),
     ];
     for (id, task, content_type, payload, options, code, field) in rows {
@@ -103,7 +152,12 @@ async fn no_address_or_a_forbidden_one_is_told_on_errors() {
     let mut client = Client::connect(&daemon.url).await;
     client.subscribe("outpost/n/errors").await;
     client.subscribe("plc/#").await;
-    for (id, address) in [("a", None), ("b", Some("outpost/n/jobs/text.classify")), ("c", Some("plc/4/other")), ("d", Some("plc/+/answers"))] {
+    for (id, address) in [
+        ("a", None),
+        ("b", Some("outpost/n/jobs/text.classify")),
+        ("c", Some("plc/4/other")),
+        ("d", Some("plc/+/answers")),
+    ] {
         let mut envelope = json!({"id": id, "input": {"text": "hello there"}});
         if let Some(address) = address {
             envelope["reply_to"] = json!(address);

@@ -7,7 +7,12 @@ use serde_json::Value;
 use crate::common::*;
 
 fn outpost(args: &[&str]) -> Output {
-    Command::new(OUTPOST).args(args).env_remove("ANTHROPIC_API_KEY").env_remove("OPENAI_API_KEY").output().expect("runs")
+    Command::new(OUTPOST)
+        .args(args)
+        .env_remove("ANTHROPIC_API_KEY")
+        .env_remove("OPENAI_API_KEY")
+        .output()
+        .expect("runs")
 }
 
 fn out(output: &Output) -> String {
@@ -66,7 +71,8 @@ async fn check_says_what_to_do() {
         std::fs::write(&file, text).expect("written");
         tokio::task::spawn_blocking(move || {
             let file = file.display().to_string();
-            let output = Command::new(OUTPOST).args(["check", "--config", &file]).env(CLOUD_KEY.0, CLOUD_KEY.1).output();
+            let output =
+                Command::new(OUTPOST).args(["check", "--config", &file]).env(CLOUD_KEY.0, CLOUD_KEY.1).output();
             drop(dir);
             output.expect("runs")
         })

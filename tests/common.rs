@@ -14,6 +14,12 @@ use tempfile::TempDir;
 use tokio::sync::mpsc;
 
 pub const OUTPOST: &str = env!("CARGO_BIN_EXE_outpost");
+
+/// The binary that daemons are started from: `OUTPOST_BIN`, else the one just built.
+pub fn binary() -> String {
+    std::env::var("OUTPOST_BIN").unwrap_or_else(|_| OUTPOST.to_owned())
+}
+
 /// How long anything may take on a slow machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -165,12 +171,9 @@ impl Daemon {
     }
 
     pub fn spawn(&mut self) {
-        let log = std::fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(self.dir.path().join("log"))
-            .expect("a log");
-        let child = Command::new(OUTPOST)
+        let log =
+            std::fs::OpenOptions::new().create(true).append(true).open(self.dir.path().join("log")).expect("a log");
+        let child = Command::new(binary())
             .args(["run", "--config"])
             .arg(self.config())
             .envs(self.env.iter().map(|(key, value)| (key, value)))
@@ -226,11 +229,20 @@ impl Daemon {
         signal(&self.process.as_ref().expect("running").0, name);
     }
 
-    /// Resident memory, KiB.
+    /// Resident memory now, KiB.
     pub fn rss_kib(&self) -> u64 {
+        self.memory("VmRSS:")
+    }
+
+    /// Most resident memory so far, KiB.
+    pub fn peak_kib(&self) -> u64 {
+        self.memory("VmHWM:")
+    }
+
+    fn memory(&self, key: &str) -> u64 {
         let pid = self.process.as_ref().expect("running").0.id();
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a process");
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("its memory");
+        let line = status.lines().find(|line| line.starts_with(key)).expect("its memory");
         line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("a number")
     }
 }
@@ -339,7 +351,12 @@ impl Client {
 }
 
 /// Properties of a bare job.
-pub fn bare(content_type: Option<&str>, response_topic: &str, correlation: &str, options: &[(&str, &str)]) -> PublishProperties {
+pub fn bare(
+    content_type: Option<&str>,
+    response_topic: &str,
+    correlation: &str,
+    options: &[(&str, &str)],
+) -> PublishProperties {
     PublishProperties {
         content_type: content_type.map(str::to_owned),
         response_topic: Some(response_topic.to_owned()),

@@ -39,12 +39,24 @@ async fn every_kind_of_provider_answers_in_the_shape_of_the_task() {
         let rows = [
             ("image.classify", unclear("i"), "label"),
             ("series.anomaly", json!({"id": "s", "min_confidence": 1.0, "input": {"series": series}}), "anomalous"),
-            ("text.generate", json!({"id": "g", "input": {"text": "say hello"}, "params": {"prompt": "Be brief."}}), "text"),
-            ("text.classify", json!({"id": "t", "min_confidence": 1.0, "input": {"text": "pump is a bit loud"}}), "label"),
+            (
+                "text.generate",
+                json!({"id": "g", "input": {"text": "say hello"}, "params": {"prompt": "Be brief."}}),
+                "text",
+            ),
+            (
+                "text.classify",
+                json!({"id": "t", "min_confidence": 1.0, "input": {"text": "pump is a bit loud"}}),
+                "label",
+            ),
         ];
         for (task, envelope, key) in rows {
             let reply = client.ask("n", task, envelope).await;
-            assert_eq!(reply["by"], json!({"tier": "cloud", "provider": "cloud", "model": "stand-in"}), "{kind} {task}: {reply}");
+            assert_eq!(
+                reply["by"],
+                json!({"tier": "cloud", "provider": "cloud", "model": "stand-in"}),
+                "{kind} {task}: {reply}"
+            );
             assert!(!reply["output"][key].is_null(), "{kind} {task}: {reply}");
             assert_eq!(reply["degraded"], false, "{kind} {task}: {reply}");
         }
@@ -74,9 +86,8 @@ async fn privacy_of_job_task_and_node() {
         assert_eq!(reply["degraded"], tier == "device", "{reply}");
         if tier == "device" {
             assert!(reply["route"][1]["why"].as_str().is_some_and(|why| why.contains(who)), "{reply}");
-            let above = client
-                .ask("n", "text.generate", json!({"id": "g", "privacy": "device", "input": {"text": "x"}}))
-                .await;
+            let above =
+                client.ask("n", "text.generate", json!({"id": "g", "privacy": "device", "input": {"text": "x"}})).await;
             assert_eq!(above["error"]["code"], "privacy_forbids", "{above}");
             assert_eq!(cloud.asked().len(), 0, "something left the device");
         }
@@ -99,11 +110,13 @@ async fn out_of_the_models_limits_goes_up() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rules_of_a_task() {
-    for (prefer, tier) in [("cloud", "cloud"), ("cloud-only", "cloud"), ("device", "device"), ("device-only", "device")] {
+    for (prefer, tier) in [("cloud", "cloud"), ("cloud-only", "cloud"), ("device", "device"), ("device-only", "device")]
+    {
         let cloud = standin().await;
         let rule = format!("[routing.task.\"text.classify\"]\nprefer = \"{prefer}\"\n");
         let (_broker, _daemon, mut client) = node(&rule, &cloud, "anthropic").await;
-        let envelope = json!({"id": "r", "input": {"text": String::from_utf8(sample("note-urgent.txt")).expect("text")}});
+        let envelope =
+            json!({"id": "r", "input": {"text": String::from_utf8(sample("note-urgent.txt")).expect("text")}});
         let reply = client.ask("n", "text.classify", envelope).await;
         assert_eq!(reply["by"]["tier"], tier, "{prefer}: {reply}");
     }
@@ -113,10 +126,10 @@ async fn rules_of_a_task() {
 async fn a_closed_way_up_is_told() {
     let broker = Mosquitto::start();
     let dead = format!("http://127.0.0.1:{}", free_port());
-    let without_key = "[uplink.provider.cloud]\nkind = \"anthropic\"\nmodel = \"m\"\ncredential = \"no-such-key\"\n".to_owned();
-    let unreachable = format!(
-        "[uplink.provider.cloud]\nkind = \"openai-compatible\"\nbase_url = \"{dead}\"\nmodel = \"m\"\n"
-    );
+    let without_key =
+        "[uplink.provider.cloud]\nkind = \"anthropic\"\nmodel = \"m\"\ncredential = \"no-such-key\"\n".to_owned();
+    let unreachable =
+        format!("[uplink.provider.cloud]\nkind = \"openai-compatible\"\nbase_url = \"{dead}\"\nmodel = \"m\"\n");
     let unresolved =
         "[uplink.provider.cloud]\nkind = \"openai-compatible\"\nbase_url = \"https://no-such-host.invalid/v1\"\nmodel = \"m\"\n".to_owned();
     for (n, more) in [without_key, unreachable, unresolved].into_iter().enumerate() {

@@ -114,7 +114,9 @@ async fn up_and_private(daemon: &Daemon, asked: impl Fn() -> usize) {
     for (options, tier, degraded) in [(&[][..], "cloud", false), (private, "device", true)] {
         let before = asked();
         let correlation = format!("{tier}-{}", daemon.name);
-        client.publish(&topic, sample("digit-uncertain.png"), bare(Some("image/png"), "up", &correlation, options)).await;
+        client
+            .publish(&topic, sample("digit-uncertain.png"), bare(Some("image/png"), "up", &correlation, options))
+            .await;
         let message = client.next().await;
         let reply = message.json();
         assert_eq!(message.correlation.as_deref(), Some(correlation.as_bytes()));
@@ -179,7 +181,8 @@ async fn a_group_shares_its_jobs() {
     let mut client = Client::connect(&broker.url()).await;
     client.subscribe("shared/#").await;
     for n in 0..40 {
-        let envelope = json!({"id": n.to_string(), "reply_to": format!("shared/{n}"), "input": {"text": "pump leaks oil"}});
+        let envelope =
+            json!({"id": n.to_string(), "reply_to": format!("shared/{n}"), "input": {"text": "pump leaks oil"}});
         client.publish("outpost/line-3/jobs/text.classify", envelope.to_string(), PublishProperties::default()).await;
     }
     let mut seen = std::collections::BTreeSet::new();
@@ -197,8 +200,16 @@ async fn a_model_can_be_asked_for_by_name() {
     let daemon = Daemon::start("n2", &broker.url(), "").await;
     let mut client = Client::connect(&daemon.url).await;
     client.subscribe("answers/#").await;
-    for (model, code) in [("notes", None), ("notes@1.0.0", None), ("notes@9", Some("unknown_model")), ("digits", Some("unknown_model"))] {
-        let reply = client.ask("n2", "text.classify", json!({"id": model, "model": model, "input": {"text": "smoke from the motor, stop now"}})).await;
+    for (model, code) in
+        [("notes", None), ("notes@1.0.0", None), ("notes@9", Some("unknown_model")), ("digits", Some("unknown_model"))]
+    {
+        let reply = client
+            .ask(
+                "n2",
+                "text.classify",
+                json!({"id": model, "model": model, "input": {"text": "smoke from the motor, stop now"}}),
+            )
+            .await;
         assert_eq!(reply["error"]["code"].as_str(), code, "{model}: {reply}");
         if code.is_some() {
             assert_eq!(reply["error"]["field"], "model");

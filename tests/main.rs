@@ -2,6 +2,7 @@
 //!
 //! Needs `mosquitto` and `mosquitto-clients`; the closed models are the labelled stand-in.
 
+#[allow(dead_code)] // shared with the load generator
 mod common;
 
 mod bad_input;

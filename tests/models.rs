@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
+use outpost::engine::Registry;
 use outpost::engine::model::{Model, States, verdict};
 use outpost::engine::package::Package;
-use outpost::engine::Registry;
 use outpost::intake::bare;
 use serde_json::Value;
 
@@ -13,10 +13,12 @@ use crate::common::*;
 /// Share of right answers of one variant, by the daemon's own engine.
 fn accuracy(name: &str, precision: &str) -> (f64, usize) {
     let package = Package::read(&models_dir().join(name)).expect("a package");
-    let variant = package.manifest.variant.iter().find(|v| v.precision.as_str() == precision).expect("a variant").clone();
+    let variant =
+        package.manifest.variant.iter().find(|v| v.precision.as_str() == precision).expect("a variant").clone();
     let model = Model::load(package, &variant).expect("it loads");
     let mut states = States::new();
-    let lines = std::fs::read_to_string(models_dir().join(format!("train/heldout/{name}.jsonl"))).expect("held-out data");
+    let lines =
+        std::fs::read_to_string(models_dir().join(format!("train/heldout/{name}.jsonl"))).expect("held-out data");
     let cases: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
     let right = cases.iter().filter(|case| {
         let envelope = serde_json::json!({"input": case["input"]}).to_string();
@@ -29,10 +31,9 @@ fn accuracy(name: &str, precision: &str) -> (f64, usize) {
 
 #[test]
 fn quantized_models_lose_less_than_a_point() {
-    let told: Value = serde_json::from_slice(
-        &std::fs::read(models_dir().join("train/heldout/accuracy.json")).expect("figures"),
-    )
-    .expect("JSON");
+    let told: Value =
+        serde_json::from_slice(&std::fs::read(models_dir().join("train/heldout/accuracy.json")).expect("figures"))
+            .expect("JSON");
     for name in ["digits", "bearing", "notes"] {
         let (fp32, n) = accuracy(name, "fp32");
         let (int8, _) = accuracy(name, "int8");
@@ -86,26 +87,38 @@ fn wrong_packages_are_refused_and_named() {
     let rows: [(&str, Change, &str); 9] = [
         ("an unknown key", |dir| edit(dir, "[input]", "[input]\nbuckets = 3"), "input.buckets"),
         ("a missing file", |dir| std::fs::remove_file(dir.join("labels.txt")).expect("removed"), "labels.txt"),
-        ("a file cut short", |dir| {
-            for precision in ["fp32", "int8"] {
-                let file = dir.join(format!("notes.{precision}.onnx"));
-                let bytes = std::fs::read(&file).expect("read");
-                std::fs::write(&file, &bytes[..bytes.len() / 2]).expect("written");
-            }
-        }, "SHA-256"),
-        ("a golden case that fails", |dir| {
-            let file = dir.join("golden/urgent.txt");
-            std::fs::copy(dir.join("golden/routine.txt"), file).expect("copied");
-        }, "golden/urgent.txt"),
+        (
+            "a file cut short",
+            |dir| {
+                for precision in ["fp32", "int8"] {
+                    let file = dir.join(format!("notes.{precision}.onnx"));
+                    let bytes = std::fs::read(&file).expect("read");
+                    std::fs::write(&file, &bytes[..bytes.len() / 2]).expect("written");
+                }
+            },
+            "SHA-256",
+        ),
+        (
+            "a golden case that fails",
+            |dir| {
+                let file = dir.join("golden/urgent.txt");
+                std::fs::copy(dir.join("golden/routine.txt"), file).expect("copied");
+            },
+            "golden/urgent.txt",
+        ),
         ("a shape that does not fit", |dir| edit(dir, "shape = [1, 2048]", "shape = [1, 1024]"), "input.shape"),
         ("an unknown label", |dir| edit(dir, "expect = \"urgent\"", "expect = \"late\""), "`late`"),
         ("a path outside", |dir| edit(dir, "labels = \"labels.txt\"", "labels = \"../labels.txt\""), "../labels.txt"),
         ("no TOML", |dir| std::fs::write(dir.join("model.toml"), "name = ").expect("written"), "model.toml"),
-        ("a threshold over 1", |dir| {
-            let text = std::fs::read_to_string(dir.join("model.toml")).expect("read");
-            let line = text.lines().find(|line| line.starts_with("threshold")).expect("a threshold").to_owned();
-            edit(dir, &line, "threshold = 1.5");
-        }, "confidence.threshold"),
+        (
+            "a threshold over 1",
+            |dir| {
+                let text = std::fs::read_to_string(dir.join("model.toml")).expect("read");
+                let line = text.lines().find(|line| line.starts_with("threshold")).expect("a threshold").to_owned();
+                edit(dir, &line, "threshold = 1.5");
+            },
+            "confidence.threshold",
+        ),
     ];
     for (what, change, named) in rows {
         let (_dir, registry) = changed(change);

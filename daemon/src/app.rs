@@ -69,7 +69,8 @@ impl App {
             BrokerAt::Embedded(listen) => {
                 let address = broker.insert(crate::broker::Broker::start(*listen, &config.store).await?).address();
                 let port = address.port();
-                let host = if address.ip().is_unspecified() { "127.0.0.1".to_owned() } else { address.ip().to_string() };
+                let host =
+                    if address.ip().is_unspecified() { "127.0.0.1".to_owned() } else { address.ip().to_string() };
                 tracing::info!(%address, "the embedded broker listens");
                 format!("mqtt://{host}:{port}").parse()?
             }
@@ -108,9 +109,7 @@ impl App {
         let reader = Arc::clone(&dispatch);
         let runtime = tokio::runtime::Handle::current();
         // Ends by itself when the link, which holds the sender, is gone.
-        std::thread::Builder::new()
-            .name("outpost-intake".to_owned())
-            .spawn(move || reader.work(arrived, &runtime))?;
+        std::thread::Builder::new().name("outpost-intake".to_owned()).spawn(move || reader.work(arrived, &runtime))?;
         let mut app = App {
             topics,
             dispatch,
@@ -135,6 +134,11 @@ impl App {
     /// Where the broker is.
     pub fn broker_url(&self) -> &url::Url {
         &self.url
+    }
+
+    /// Where the broker is, for people: without a password.
+    pub fn broker_shown(&self) -> String {
+        link::shown(&self.url)
     }
 
     /// What jobs meet on their way.

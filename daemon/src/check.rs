@@ -57,7 +57,9 @@ pub async fn run(args: Args) -> Result<ExitCode> {
         Err(error) => error
             .mistakes
             .iter()
-            .map(|mistake| finding("configuration", Mark::Fail, mistake, Some(&format!("edit {}", args.config.display()))))
+            .map(|mistake| {
+                finding("configuration", Mark::Fail, mistake, Some(&format!("edit {}", args.config.display())))
+            })
             .collect(),
         Ok(config) => {
             let mut findings = vec![finding("configuration", Mark::Ok, args.config.display().to_string(), None)];
@@ -78,7 +80,10 @@ pub async fn run(args: Args) -> Result<ExitCode> {
                 Mark::Warn => "warn",
                 Mark::Fail => "FAIL",
             };
-            println!("{mark}  {part:<14} {what}{}", todo.as_ref().map_or(String::new(), |todo| format!("\n      {:<14} → {todo}", "")));
+            println!(
+                "{mark}  {part:<14} {what}{}",
+                todo.as_ref().map_or(String::new(), |todo| format!("\n      {:<14} → {todo}", ""))
+            );
         }
     }
     let failed = findings.iter().any(|finding| finding.mark == Mark::Fail);
@@ -88,7 +93,10 @@ pub async fn run(args: Args) -> Result<ExitCode> {
 fn store(config: &Config) -> Finding {
     let dir = &config.store;
     let probe = dir.join(".check");
-    match std::fs::create_dir_all(dir).and_then(|()| std::fs::write(&probe, b"")).and_then(|()| std::fs::remove_file(&probe)) {
+    match std::fs::create_dir_all(dir)
+        .and_then(|()| std::fs::write(&probe, b""))
+        .and_then(|()| std::fs::remove_file(&probe))
+    {
         Ok(()) => finding("store", Mark::Ok, dir.display().to_string(), None),
         Err(error) => {
             let todo = "make the folder writable for the user that runs the daemon, or set store.dir";
@@ -112,11 +120,21 @@ async fn models(config: &Config) -> Result<Vec<Finding>> {
         .iter()
         .map(|model| {
             let task = &model.package.manifest.task;
-            finding("model", Mark::Ok, format!("{} answers {task} as {}", model.id(), model.variant.precision.as_str()), None)
+            finding(
+                "model",
+                Mark::Ok,
+                format!("{} answers {task} as {}", model.id(), model.variant.precision.as_str()),
+                None,
+            )
         })
         .collect();
     findings.extend(registry.refused.iter().map(|refused| {
-        finding("model", Mark::Fail, refused.to_string(), Some("repair or remove the package; the others are not affected"))
+        finding(
+            "model",
+            Mark::Fail,
+            refused.to_string(),
+            Some("repair or remove the package; the others are not affected"),
+        )
     }));
     if findings.is_empty() {
         let todo = "put model packages there; until then every job is above the device";
@@ -138,8 +156,7 @@ async fn broker(config: &Config) -> Finding {
             };
         }
     };
-    let mut shown = url.clone();
-    let _ = shown.set_password(None);
+    let shown = link::shown(url);
     let connect = async {
         // Another client id than the daemon's, whose connection stays.
         let options = link::options(&config.broker, url, &format!("outpost-{}-check", config.node.name))?;
@@ -162,7 +179,12 @@ async fn broker(config: &Config) -> Finding {
             let todo = "start the broker, or set broker.url (\"embedded\" needs no other) and its credentials";
             finding("broker", Mark::Fail, format!("{shown}: {error:#}"), Some(todo))
         }
-        Err(_) => finding("broker", Mark::Fail, format!("{shown}: no answer in 10 s"), Some("check the address and the firewall")),
+        Err(_) => finding(
+            "broker",
+            Mark::Fail,
+            format!("{shown}: no answer in 10 s"),
+            Some("check the address and the firewall"),
+        ),
     }
 }
 
@@ -186,7 +208,12 @@ async fn uplink(config: &Config) -> Vec<Finding> {
         }
         findings.push(match uplink.probe(&provider.name).await {
             Ok(what) => finding(&part, Mark::Ok, what, None),
-            Err(why) => finding(&part, Mark::Warn, why, Some("check the network, base_url and the key; jobs wait for nothing meanwhile")),
+            Err(why) => finding(
+                &part,
+                Mark::Warn,
+                why,
+                Some("check the network, base_url and the key; jobs wait for nothing meanwhile"),
+            ),
         });
     }
     findings

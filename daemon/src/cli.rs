@@ -10,7 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::app::{self, App};
 use crate::config::{Config, DEFAULT_PATH};
-use crate::{check, demo, models, submit};
+use crate::{check, demo, models, submit, systemd};
 
 /// Answers inference jobs on the device, and sends up what is above it
 #[derive(Parser)]
@@ -84,11 +84,18 @@ async fn run(path: &std::path::Path) -> Result<()> {
     let config = Config::load(path)?;
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
-    let app = App::start(config, None).await?;
+    let mut app = App::start(config, None).await?;
+    let ready = async {
+        app.online().await;
+        systemd::ready(&format!("online at {}", app.broker_shown()));
+        std::future::pending::<()>().await;
+    };
     tokio::select! {
+        () = ready => {}
         _ = terminate.recv() => tracing::info!("SIGTERM: draining"),
         _ = interrupt.recv() => tracing::info!("SIGINT: draining"),
     }
+    systemd::stopping();
     app.stop(app::DRAIN).await;
     Ok(())
 }

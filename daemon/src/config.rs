@@ -267,18 +267,14 @@ impl Config {
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let fail = |mistake: String| ConfigError { path: path.to_owned(), mistakes: vec![mistake] };
         let text = std::fs::read_to_string(path).map_err(|error| fail(error.to_string()))?;
-        Self::parse(&text, std::env::vars())
-            .map_err(|mistakes| ConfigError { path: path.to_owned(), mistakes })
+        Self::parse(&text, std::env::vars()).map_err(|mistakes| ConfigError { path: path.to_owned(), mistakes })
     }
 
     /// Validates `text` under `overrides` (`OUTPOST_SECTION__KEY`, value).
     ///
     /// # Errors
     /// Every mistake found, a sentence each.
-    pub fn parse(
-        text: &str,
-        overrides: impl IntoIterator<Item = (String, String)>,
-    ) -> Result<Self, Vec<String>> {
+    pub fn parse(text: &str, overrides: impl IntoIterator<Item = (String, String)>) -> Result<Self, Vec<String>> {
         let mut table: toml::Table = text.parse().map_err(|error: toml::de::Error| vec![error.to_string()])?;
         for (name, value) in overrides {
             if let Some(keys) = name.strip_prefix("OUTPOST_").filter(|keys| keys.contains("__")) {
@@ -410,10 +406,7 @@ fn validate(file: raw::File) -> Result<Config, Vec<String>> {
             max_bytes,
             remember: Duration::from_secs(file.jobs.remember_s.unwrap_or(3600)),
         },
-        routing: Routing {
-            privacy: file.routing.privacy.unwrap_or(Privacy::Cloud),
-            task: file.routing.task,
-        },
+        routing: Routing { privacy: file.routing.privacy.unwrap_or(Privacy::Cloud), task: file.routing.task },
         uplink: Uplink { providers },
         store: file.store.dir.unwrap_or_else(|| "/var/lib/outpost".into()),
         notes,

@@ -75,8 +75,20 @@ fn samples() -> Vec<Sample> {
     vec![
         sample("a digit, as PNG", "image.classify", sample!("digit-2.png"), Way::Bare("image/png"), "2"),
         sample("a digit, as JPEG in an envelope", "image.classify", sample!("digit-5.jpg"), Way::Envelope, "5"),
-        sample("a sound bearing, as CSV", "series.anomaly", sample!("bearing-normal.csv"), Way::Bare("text/csv"), "normal"),
-        sample("a bearing with a cracked outer race", "series.anomaly", sample!("bearing-outer.csv"), Way::Envelope, "anomalous"),
+        sample(
+            "a sound bearing, as CSV",
+            "series.anomaly",
+            sample!("bearing-normal.csv"),
+            Way::Bare("text/csv"),
+            "normal",
+        ),
+        sample(
+            "a bearing with a cracked outer race",
+            "series.anomaly",
+            sample!("bearing-outer.csv"),
+            Way::Envelope,
+            "anomalous",
+        ),
         sample("an operator's note", "text.classify", sample!("note-urgent.txt"), Way::Bare("text/plain"), "urgent"),
         sample("a note from an MQTT 3.1.1 device", "text.classify", sample!("note-routine.txt"), Way::Topic, "routine"),
         Sample {
@@ -86,7 +98,13 @@ fn samples() -> Vec<Sample> {
         Sample {
             private: true,
             degraded: true,
-            ..sample("an unclear note, private", "text.classify", sample!("note-uncertain.txt"), Way::Bare("text/plain"), "soon")
+            ..sample(
+                "an unclear note, private",
+                "text.classify",
+                sample!("note-uncertain.txt"),
+                Way::Bare("text/plain"),
+                "soon",
+            )
         },
     ]
 }
@@ -119,8 +137,12 @@ pub async fn run(args: Args) -> Result<ExitCode> {
         bail!("no model in {} is active", models.display());
     }
     if !args.json {
-        let names: Vec<String> = active.iter().map(|m| format!("{} ({})", m.id(), m.variant.precision.as_str())).collect();
-        println!("node `{NODE}` at {url}, embedded broker\nmodels on the device: {}\nabove the device: {provider}\n", names.join(", "));
+        let names: Vec<String> =
+            active.iter().map(|m| format!("{} ({})", m.id(), m.variant.precision.as_str())).collect();
+        println!(
+            "node `{NODE}` at {url}, embedded broker\nmodels on the device: {}\nabove the device: {provider}\n",
+            names.join(", ")
+        );
         println!("{:<36} {:<17} {:<32} {:>9}", "job", "answer", "answered by", "ms");
     }
     let requester = Requester::connect(&broker, &url, &[format!("outpost/{NODE}/replies/demo/+")]).await?;
@@ -171,7 +193,8 @@ async fn send(requester: &Requester, at: usize, sample: &Sample) -> Result<Value
             let input = match sample.task {
                 "series.anomaly" => {
                     let text = std::str::from_utf8(sample.content)?;
-                    let series: Vec<[f64; 1]> = text.lines().filter_map(|line| Some([line.trim().parse().ok()?])).collect();
+                    let series: Vec<[f64; 1]> =
+                        text.lines().filter_map(|line| Some([line.trim().parse().ok()?])).collect();
                     json!({"series": series})
                 }
                 _ => json!({"image": STANDARD.encode(sample.content)}),

@@ -80,7 +80,9 @@ impl Dispatch {
                 runtime.spawn(async move { this.carry_out(admitted).await });
             }
             Verdict::Joined | Verdict::Left => {}
-            Verdict::Again(payload) => self.outbox.send(message(reply_to, payload), receipt.into_iter().collect(), None),
+            Verdict::Again(payload) => {
+                self.outbox.send(message(reply_to, payload), receipt.into_iter().collect(), None)
+            }
             Verdict::Refused(fault) => refuse(reply_to, fault),
         }
     }
@@ -107,7 +109,8 @@ impl Dispatch {
         let model = self.registry.find(&job.task, job.wishes.model.as_deref());
         let question = self.question(job, model);
         let plan = route(&self.facts(job, model, question.as_ref()));
-        let mut tried = Tried { stations: Vec::new(), timing: Timing::default(), cost_usd: 0.0, fault: None, uncertain: None };
+        let mut tried =
+            Tried { stations: Vec::new(), timing: Timing::default(), cost_usd: 0.0, fault: None, uncertain: None };
         let answered = self.follow(plan, job, model, question.ok().as_ref(), &mut tried).await;
         let Tried { stations, mut timing, cost_usd, fault, uncertain } = tried;
         timing.total = ms(job.received.elapsed());
@@ -225,8 +228,7 @@ impl Dispatch {
 
     /// Asks a provider. None: no answer, go on.
     async fn ask(&self, provider: &str, job: &Job, question: &Question<'_>, tried: &mut Tried) -> Option<(Output, By)> {
-        let station =
-            |outcome, why| Station { tier: Tier::Cloud, provider: Some(provider.to_owned()), outcome, why };
+        let station = |outcome, why| Station { tier: Tier::Cloud, provider: Some(provider.to_owned()), outcome, why };
         let started = Instant::now();
         let answer = self.uplink.ask(provider, question, job.wishes.deadline).await;
         tried.timing.cloud += ms(started.elapsed());
@@ -276,9 +278,9 @@ impl Dispatch {
                         .field("model")
                         .limit(self.models_of(task)),
                 ),
-                None if TASKS.contains(&task.as_str()) => {
-                    Device::Above(Fault::new(Code::AboveCapability, format!("no model on this device serves {task}")).field("task"))
-                }
+                None if TASKS.contains(&task.as_str()) => Device::Above(
+                    Fault::new(Code::AboveCapability, format!("no model on this device serves {task}")).field("task"),
+                ),
                 None => Device::Wrong(
                     Fault::new(Code::UnknownTask, format!("`{task}` is not a task of this node"))
                         .field("task")

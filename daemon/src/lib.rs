@@ -26,6 +26,7 @@ pub mod reply;
 pub mod store;
 
 pub mod status;
+pub mod systemd;
 
 pub mod check;
 pub mod demo;

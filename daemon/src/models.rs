@@ -9,9 +9,9 @@ use anyhow::{Context, Result, bail};
 use clap::Subcommand;
 
 use crate::config::{Config, DEFAULT_PATH};
+use crate::engine::Registry;
 use crate::engine::model::{Model, States};
 use crate::engine::package::Package;
-use crate::engine::Registry;
 use crate::intake::bare;
 use crate::job::{By, Fault, Outcome, Reply, Station, Status, Tier, Timing};
 
@@ -90,9 +90,10 @@ fn list(dir: &Path, json: bool) -> Result<ExitCode> {
                 "variant": model.variant.precision.as_str(), "active": true,
             })
         });
-        let refused = registry.refused.iter().map(|refused| {
-            serde_json::json!({"dir": refused.dir, "active": false, "why": refused.reason})
-        });
+        let refused = registry
+            .refused
+            .iter()
+            .map(|refused| serde_json::json!({"dir": refused.dir, "active": false, "why": refused.reason}));
         println!("{}", serde_json::Value::Array(active.chain(refused).collect()));
     } else {
         for model in registry.models() {
@@ -155,7 +156,8 @@ fn open(dir: &Path, name: &str, variant: Option<&str>) -> Result<std::sync::Arc<
     };
     let Some(wanted) = variant else { return Ok(std::sync::Arc::clone(model)) };
     let of = |spec: &&crate::engine::package::VariantSpec| spec.precision.as_str() == wanted || spec.file == wanted;
-    let spec = model.package.manifest.variant.iter().find(of).with_context(|| format!("{name} has no variant `{wanted}`"))?;
+    let spec =
+        model.package.manifest.variant.iter().find(of).with_context(|| format!("{name} has no variant `{wanted}`"))?;
     Ok(Model::load(model.package.clone(), spec).map_err(anyhow::Error::msg)?.into())
 }
 
@@ -205,4 +207,3 @@ fn reply(model: &Model, id: String, result: Result<crate::job::Output, Fault>, s
         }
     }
 }
-

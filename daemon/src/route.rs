@@ -98,7 +98,9 @@ pub fn route(facts: &Facts) -> Plan {
                 .unwrap_or_else(|| Fault::new(Code::AboveCapability, "the task's rule leaves nowhere to run it"));
             let late = facts.left.filter(|left| takes > left);
             let stops = match (facts.prefer, late) {
-                (Prefer::CloudOnly, _) => std::iter::once(skip_device("the task's rule is cloud-only")).chain(cloud).collect(),
+                (Prefer::CloudOnly, _) => {
+                    std::iter::once(skip_device("the task's rule is cloud-only")).chain(cloud).collect()
+                }
                 (Prefer::DeviceOnly, _) => {
                     let why = "the task's rule is device-only";
                     vec![Stop::Device, Stop::Skip(skipped(Tier::Cloud, None, why))]
@@ -246,13 +248,13 @@ mod tests {
             Just(Device::Wrong(fault())),
         ];
         let usable = prop_oneof![Just(Ok(())), Just(Err("no key".to_owned()))];
-        let one = ("[a-c]", usable, 0.0..0.01).prop_map(|(name, usable, estimate_usd)| Provider { name, usable, estimate_usd });
-        let prefer = prop_oneof![
-            Just(Prefer::Device),
-            Just(Prefer::Cloud),
-            Just(Prefer::DeviceOnly),
-            Just(Prefer::CloudOnly)
-        ];
+        let one = ("[a-c]", usable, 0.0..0.01).prop_map(|(name, usable, estimate_usd)| Provider {
+            name,
+            usable,
+            estimate_usd,
+        });
+        let prefer =
+            prop_oneof![Just(Prefer::Device), Just(Prefer::Cloud), Just(Prefer::DeviceOnly), Just(Prefer::CloudOnly)];
         let question = prop_oneof![Just(Ok(())), Just(Err("no".to_owned()))];
         (
             device,

@@ -225,7 +225,8 @@ fn bearer(headers: &HeaderMap) -> bool {
 fn strict(schema: &Value) -> Result<(), String> {
     let names = |value: &Value| value.as_object().map(|object| object.keys().cloned().collect::<Vec<_>>());
     let required: Option<Vec<String>> = serde_json::from_value(schema["required"].clone()).ok();
-    if schema["type"] == "object" && schema["additionalProperties"] == false && names(&schema["properties"]) == required {
+    if schema["type"] == "object" && schema["additionalProperties"] == false && names(&schema["properties"]) == required
+    {
         Ok(())
     } else {
         Err("schema: additionalProperties must be false and every property required".to_owned())
@@ -310,9 +311,7 @@ async fn messages(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: B
         whole: |text, usage| body_of(text, "end_turn", usage),
         refusal: || body_of("", "refusal", [1, 1]),
         cut_off: |text, usage| body_of(text, "max_tokens", usage),
-        error: |kind, message| {
-            json!({"type": "error", "error": {"type": kind, "message": message}, "request_id": "req_stand_in"})
-        },
+        error: |kind, message| json!({"type": "error", "error": {"type": kind, "message": message}, "request_id": "req_stand_in"}),
     };
     if headers.get("x-api-key").is_none_or(|key| key != KEY) {
         return error(&wrap, 401, "authentication_error", "invalid x-api-key");
@@ -512,6 +511,7 @@ async fn models(headers: HeaderMap) -> Response {
     if bearer(&headers) || headers.get("x-api-key").is_some_and(|key| key == KEY) {
         axum::Json(json!({"data": [{"id": MODEL}]})).into_response()
     } else {
-        (StatusCode::UNAUTHORIZED, axum::Json(openai_error("invalid_api_key", "Incorrect API key provided"))).into_response()
+        (StatusCode::UNAUTHORIZED, axum::Json(openai_error("invalid_api_key", "Incorrect API key provided")))
+            .into_response()
     }
 }

@@ -99,9 +99,9 @@ pub async fn run(args: Args) -> Result<ExitCode> {
         let job = Job { topic, payload, content_type, options: args.options };
         anyhow::Ok(requester.request(job.with_options()?).await?)
     };
-    let reply = tokio::time::timeout(wait, job)
-        .await
-        .with_context(|| format!("no reply within {} s: is `{}` online at {}?", args.timeout, args.to, args.broker))??;
+    let reply = tokio::time::timeout(wait, job).await.with_context(|| {
+        format!("no reply within {} s: is `{}` online at {}?", args.timeout, args.to, args.broker)
+    })??;
     match serde_json::from_slice::<Value>(&reply) {
         Ok(value) => {
             println!("{}", if args.json { value.to_string() } else { serde_json::to_string_pretty(&value)? });

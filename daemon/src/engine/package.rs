@@ -430,7 +430,7 @@ fn check(m: &Manifest) -> Result<(), String> {
                 return wrong("input.hop: at least 1".into());
             }
             if i.features == Some(Features::LogSpectrum)
-                && i.bands.is_none_or(|bands| bands == 0 || i.window.unwrap_or(0) / 2 % bands != 0)
+                && i.bands.is_none_or(|bands| bands == 0 || !(i.window.unwrap_or(0) / 2).is_multiple_of(bands))
             {
                 return wrong("input.bands: a divisor of window/2 is needed for log-spectrum".into());
             }
@@ -446,7 +446,7 @@ fn check(m: &Manifest) -> Result<(), String> {
         InputKind::Audio => return wrong("input.kind: `audio` is not supported by this version".into()),
         InputKind::Tensor => {}
     }
-    if i.std.iter().any(|std| *std == 0.0) {
+    if i.std.contains(&0.0) {
         return wrong("input.std: 0 cannot be divided by".into());
     }
     for q in [i.quantize, m.output.dequantize].into_iter().flatten() {

@@ -111,7 +111,8 @@ mod tests {
 
     #[test]
     fn shipped_models_are_active() {
-        let registry = super::Registry::load(concat!(env!("CARGO_MANIFEST_DIR"), "/../models").as_ref()).expect("a folder");
+        let registry =
+            super::Registry::load(concat!(env!("CARGO_MANIFEST_DIR"), "/../models").as_ref()).expect("a folder");
         assert_eq!(registry.refused, []);
         assert!(!registry.models().is_empty());
     }

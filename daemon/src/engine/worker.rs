@@ -85,8 +85,7 @@ impl Pool {
     /// # Errors
     /// The system gives no more threads.
     pub fn start(threads: usize, capacity: usize) -> std::io::Result<Self> {
-        let shared =
-            Arc::new(Shared { queue: Mutex::default(), ready: Condvar::new(), busy: AtomicUsize::new(0) });
+        let shared = Arc::new(Shared { queue: Mutex::default(), ready: Condvar::new(), busy: AtomicUsize::new(0) });
         let spawn = |i: usize| {
             let shared = Arc::clone(&shared);
             std::thread::Builder::new().name(format!("outpost-run-{i}")).spawn(move || work(&shared))
@@ -155,8 +154,8 @@ fn work(shared: &Shared) {
         shared.busy.fetch_add(1, Ordering::Relaxed);
         let started = Instant::now();
         let top_k = job.wishes.top_k();
-        let result = catch_unwind(AssertUnwindSafe(|| model.answer(&mut states, &job.input, top_k)))
-            .unwrap_or_else(|_| {
+        let result =
+            catch_unwind(AssertUnwindSafe(|| model.answer(&mut states, &job.input, top_k))).unwrap_or_else(|_| {
                 // What a panic left behind is not to be trusted.
                 states.clear();
                 Err(Fault::new(Code::Internal, format!("model {} failed on this input", model.id())))

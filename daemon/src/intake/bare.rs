@@ -18,8 +18,9 @@ pub fn by_content_type(content_type: &str, payload: Vec<u8>) -> Result<Input, Fa
         "application/vnd.outpost+postcard" => {
             Err(Fault::bad("content_type", "postcard is not read by this version; send application/json"))
         }
-        other => Err(Fault::bad("content_type", format!("`{other}` is not a type of job"))
-            .limit("application/json, text/plain, text/csv, image/png, image/jpeg, audio/wav or application/octet-stream")),
+        other => Err(Fault::bad("content_type", format!("`{other}` is not a type of job")).limit(
+            "application/json, text/plain, text/csv, image/png, image/jpeg, audio/wav or application/octet-stream",
+        )),
     }
 }
 
@@ -67,9 +68,9 @@ pub fn content_type(ending: &str) -> Option<&'static str> {
 }
 
 fn text(payload: Vec<u8>) -> Result<Input, Fault> {
-    String::from_utf8(payload)
-        .map(Input::Text)
-        .map_err(|error| Fault::bad("input.text", format!("not UTF-8 from byte {} on", error.utf8_error().valid_up_to())))
+    String::from_utf8(payload).map(Input::Text).map_err(|error| {
+        Fault::bad("input.text", format!("not UTF-8 from byte {} on", error.utf8_error().valid_up_to()))
+    })
 }
 
 fn picture(payload: Vec<u8>) -> Result<Input, Fault> {

@@ -90,7 +90,11 @@ pub fn options(broker: &Broker, url: &url::Url, client_id: &str) -> anyhow::Resu
     if let Some(username) = username {
         let password = match &broker.password_credential {
             Some(name) => config::credential(name)
-                .with_context(|| format!("broker.password_credential: `{name}` is in neither $CREDENTIALS_DIRECTORY nor the environment"))?
+                .with_context(|| {
+                    format!(
+                        "broker.password_credential: `{name}` is in neither $CREDENTIALS_DIRECTORY nor the environment"
+                    )
+                })?
                 .expose()
                 .to_owned(),
             None => url.password().unwrap_or_default().to_owned(),
@@ -141,9 +145,7 @@ impl Link {
             ));
         let (client, eventloop) = AsyncClient::new(options, reply::CHANNEL);
         let outbox = Arc::new(Outbox::new(client.clone(), window + BEYOND));
-        let mut shown = url.clone();
-        let _ = shown.set_password(None);
-        Ok(Link { eventloop, client, outbox, filters, max_bytes, address: shown.to_string() })
+        Ok(Link { eventloop, client, outbox, filters, max_bytes, address: shown(url) })
     }
 
     /// A handle to say goodbye with.
@@ -246,6 +248,14 @@ fn delivery(publish: Publish, max_bytes: usize) -> Delivery {
         properties: properties.user_properties,
         received: Some(Instant::now()),
     }
+}
+
+/// A broker's URL without its password.
+pub fn shown(url: &url::Url) -> String {
+    let mut url = url.clone();
+    // Fails for a URL that cannot have one.
+    let _ = url.set_password(None);
+    url.to_string()
 }
 
 /// Between a half and one, so that a fleet does not come back all at once.

@@ -11,7 +11,6 @@ pub mod bare;
 pub mod envelope;
 pub mod link;
 
-
 /// A job message, as it came.
 #[derive(Debug, Clone, Default)]
 pub struct Delivery {

@@ -64,12 +64,7 @@ impl Preparation {
             }
             InputKind::Text | InputKind::Tensor | InputKind::Audio => {}
         }
-        Ok(Preparation {
-            spectrum: series::Spectrum::new(spec),
-            spec: spec.clone(),
-            shape,
-            dtype: dtype.to_owned(),
-        })
+        Ok(Preparation { spectrum: series::Spectrum::new(spec), spec: spec.clone(), shape, dtype: dtype.to_owned() })
     }
 
     /// Whether `input` is of the right kind and within the model's declared limits: what can be told
@@ -80,10 +75,10 @@ impl Preparation {
     pub fn check(&self, input: &Input) -> Result<(), Fault> {
         if input.kind() != self.spec.kind.as_str() {
             let wanted = self.spec.kind.as_str();
-            return Err(Fault::bad(&format!("input.{}", input.kind()), format!(
-                "the input is of the kind `{}`, this model takes `{wanted}`",
-                input.kind()
-            ))
+            return Err(Fault::bad(
+                &format!("input.{}", input.kind()),
+                format!("the input is of the kind `{}`, this model takes `{wanted}`", input.kind()),
+            )
             .limit(wanted));
         }
         match input {

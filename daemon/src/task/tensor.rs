@@ -68,7 +68,9 @@ pub fn prepare(input: &TensorInput, dtype: &str, _shape: &[usize]) -> Result<Ele
             "u8" => Elements::U8(whole(numbers, dtype, 0.0, f64::from(u8::MAX), |n| n as u8)?),
             "i32" => Elements::I32(whole(numbers, dtype, f64::from(i32::MIN), f64::from(i32::MAX), |n| n as i32)?),
             // Beyond 2^53 a JSON number is no longer exact.
-            "i64" => Elements::I64(whole(numbers, dtype, -9_007_199_254_740_992.0, 9_007_199_254_740_992.0, |n| n as i64)?),
+            "i64" => {
+                Elements::I64(whole(numbers, dtype, -9_007_199_254_740_992.0, 9_007_199_254_740_992.0, |n| n as i64)?)
+            }
             _ => return Err(unsupported(dtype)),
         },
     };

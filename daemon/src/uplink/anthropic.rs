@@ -61,8 +61,7 @@ pub fn parse(body: &Value) -> Parsed {
         _ => Err(Wrong::Again("its answer did not end".to_owned())),
     };
     let count = |key: &str| body["usage"][key].as_u64().unwrap_or(0);
-    let input_tokens =
-        count("input_tokens") + count("cache_creation_input_tokens") + count("cache_read_input_tokens");
+    let input_tokens = count("input_tokens") + count("cache_creation_input_tokens") + count("cache_read_input_tokens");
     let usage = Usage { input_tokens, output_tokens: count("output_tokens") };
     Parsed { text, model: body["model"].as_str().unwrap_or_default().to_owned(), usage }
 }

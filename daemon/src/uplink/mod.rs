@@ -291,9 +291,13 @@ impl Uplink {
         let key = entry.key.as_ref().map_err(|why| refused(why.clone()))?.as_ref();
         let parts = prompt::parts(question).map_err(refused)?;
         let request = |client: &Client| match entry.provider.kind {
-            Kind::Anthropic => anthropic::request(client, &entry.base_url, &entry.provider.model, key, question, &parts),
+            Kind::Anthropic => {
+                anthropic::request(client, &entry.base_url, &entry.provider.model, key, question, &parts)
+            }
             Kind::Openai => openai::responses(client, &entry.base_url, &entry.provider.model, key, question, &parts),
-            Kind::OpenaiCompatible => openai::chat(client, &entry.base_url, &entry.provider.model, key, question, &parts),
+            Kind::OpenaiCompatible => {
+                openai::chat(client, &entry.base_url, &entry.provider.model, key, question, &parts)
+            }
         };
         let mut asking = Asking { entry, key, deadline, usage: Usage::default(), failures: 0, wrong: 0 };
         loop {
@@ -336,7 +340,11 @@ struct Asking<'a> {
 
 impl Asking<'_> {
     /// Sends one request. None: worth another.
-    async fn attempt(&mut self, request: RequestBuilder, question: &Question<'_>) -> Result<Option<Answer>, UplinkError> {
+    async fn attempt(
+        &mut self,
+        request: RequestBuilder,
+        question: &Question<'_>,
+    ) -> Result<Option<Answer>, UplinkError> {
         let left = self.left();
         if left.is_zero() {
             return Err(self.late());

@@ -80,9 +80,7 @@ fn short(value: f32) -> String {
 
 /// Tokens that the question takes, estimated from above: three bytes each, and a picture's most.
 pub fn estimate_tokens(question: &Question<'_>) -> u64 {
-    parts(question).map_or(0, |parts| {
-        parts.text.len() as u64 / 3 + 1 + parts.image.map_or(0, |_| IMAGE_TOKENS)
-    })
+    parts(question).map_or(0, |parts| parts.text.len() as u64 / 3 + 1 + parts.image.map_or(0, |_| IMAGE_TOKENS))
 }
 
 #[cfg(test)]
@@ -91,7 +89,9 @@ mod tests {
 
     #[test]
     fn values_are_short() {
-        for (value, text) in [(0.0, "0"), (1.0, "1"), (0.001_234_56, "0.001235"), (-12.5, "-12.5"), (123_456.0, "123456")] {
+        for (value, text) in
+            [(0.0, "0"), (1.0, "1"), (0.001_234_56, "0.001235"), (-12.5, "-12.5"), (123_456.0, "123456")]
+        {
             assert_eq!(short(value), text);
         }
     }

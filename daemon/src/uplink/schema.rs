@@ -9,9 +9,7 @@ use crate::job::{Output, Ranked, Usage};
 /// The schema of a shape; none for free text. Bounds are left out, for not every provider takes them:
 /// [`read`] checks them.
 pub fn of(shape: &Shape) -> Option<Value> {
-    let object = |properties: Value, required: &[&str]| {
-        json!({"type": "object", "properties": properties, "required": required, "additionalProperties": false})
-    };
+    let object = |properties: Value, required: &[&str]| json!({"type": "object", "properties": properties, "required": required, "additionalProperties": false});
     match shape {
         Shape::Classes { labels } => Some(object(
             json!({"label": {"type": "string", "enum": labels}, "confidence": {"type": "number"}}),

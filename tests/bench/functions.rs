@@ -1,0 +1,91 @@
+//! What single steps of a job's way cost: `cargo bench --bench functions`.
+
+#![allow(missing_docs)] // criterion writes public functions
+
+use std::hint::black_box;
+use std::time::Duration;
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use outpost::config::Prefer;
+use outpost::engine::model::{Model, States};
+use outpost::engine::package::Package;
+use outpost::intake::{Delivery, Reader, bare};
+use outpost::job::{Input, Privacy};
+use outpost::route::{Device, Facts, Provider, route};
+use outpost::task::Preparation;
+use outpost::topic::Topics;
+
+fn models() -> std::path::PathBuf {
+    concat!(env!("CARGO_MANIFEST_DIR"), "/../models").into()
+}
+
+const SAMPLES: [(&str, &str); 3] =
+    [("digits", "digit-2.png"), ("bearing", "bearing-outer.csv"), ("notes", "note-urgent.txt")];
+
+fn input(file: &str) -> Input {
+    let bytes = std::fs::read(models().join("train/samples").join(file)).expect(file);
+    let ending = file.rsplit('.').next().expect("an ending");
+    bare::by_ending(ending, bytes).expect("an input")
+}
+
+/// Preparation alone, and the whole answer of each variant.
+fn answers(c: &mut Criterion) {
+    for (name, file) in SAMPLES {
+        let input = input(file);
+        let package = Package::read(&models().join(name)).expect("a package");
+        let shape = package
+            .manifest
+            .input
+            .shape
+            .iter()
+            .map(|dim| match dim {
+                outpost::engine::package::Dim::Fixed(n) => *n,
+                outpost::engine::package::Dim::Named(_) => 1,
+            })
+            .collect();
+        let preparation = Preparation::new(&package.manifest.input, shape, "f32").expect("it fits");
+        c.bench_function(&format!("prepare/{name}"), |b| b.iter(|| preparation.prepare(black_box(&input))));
+        for variant in &package.manifest.variant {
+            let model = Model::load(package.clone(), variant).expect("it loads");
+            let mut states = States::new();
+            c.bench_function(&format!("answer/{name}/{}", variant.precision.as_str()), |b| {
+                b.iter(|| model.answer(&mut states, black_box(&input), None));
+            });
+        }
+    }
+}
+
+fn reading(c: &mut Criterion) {
+    let reader = Reader { topics: Topics::new("outpost", "n"), reply_to: None, max_bytes: 4 << 20 };
+    let series: Vec<[f64; 1]> = (0..6000).map(|i| [f64::from(i) * 0.001]).collect();
+    let rows = [
+        ("text", serde_json::json!({"id": "1", "reply_to": "a", "input": {"text": "pump 3 is leaking"}})),
+        ("series of 6000", serde_json::json!({"id": "1", "reply_to": "a", "input": {"series": series}})),
+    ];
+    for (name, envelope) in rows {
+        let delivery = Delivery {
+            topic: "outpost/n/jobs/x.y".into(),
+            payload: envelope.to_string().into(),
+            ..Delivery::default()
+        };
+        c.bench_function(&format!("read/{name}"), |b| b.iter(|| reader.read(black_box(delivery.clone()))));
+    }
+}
+
+fn deciding(c: &mut Criterion) {
+    let provider = |name: &str| Provider { name: name.into(), usable: Ok(()), estimate_usd: 0.001 };
+    let facts = Facts {
+        device: Device::Able(Duration::from_millis(3)),
+        providers: vec![provider("claude"), provider("gpt"), provider("own")],
+        question: Ok(()),
+        prefer: Prefer::Device,
+        privacy: Privacy::Cloud,
+        privacy_of: "node",
+        max_cost_usd: Some(0.01),
+        left: Some(Duration::from_millis(500)),
+    };
+    c.bench_function("route", |b| b.iter(|| route(black_box(&facts))));
+}
+
+criterion_group!(benches, answers, reading, deciding);
+criterion_main!(benches);
