@@ -142,3 +142,14 @@ fn a_variant_that_fails_is_left_out() {
     let model = registry.find("text.classify", None).expect("active");
     assert_eq!(model.variant.precision.as_str(), "fp32");
 }
+
+/// The engine is allowed to be wrong about this graph, but not to pass its answer on.
+#[test]
+fn a_graph_that_runs_wrongly_is_refused() {
+    let registry = Registry::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data")).expect("a folder");
+    match registry.find("tensor.run", None) {
+        None => assert!(registry.refused[0].reason.contains("golden case.json"), "{:?}", registry.refused),
+        Some(model) => model.prove(&mut States::new()).expect("right where it is active"),
+    }
+    assert_eq!(registry.models().len() + registry.refused.len(), 1);
+}
