@@ -121,13 +121,13 @@ async fn bare_payloads() {
             "deadline_ms",
         ),
         (
-            "wrong-kind",
+            "wrong-length",
             "image.classify",
             Some("application/octet-stream"),
             vec![0; 7],
             plain,
-            "bad_request",
-            "input.tensor",
+            "input_out_of_range",
+            "input.tensor.data",
         ),
         ("empty", "text.classify", Some("text/plain"), Vec::new(), plain, "input_out_of_range", "input.text"),
     ];
@@ -209,4 +209,62 @@ async fn memory_does_not_grow() {
     // The read buffer of one connection may keep the size of the largest packet that it met.
     let now = daemon.rss_kib();
     assert!(now < after_one + 20_000, "{after_one} KiB became {now} KiB");
+}
+
+/// Tensors, by value and as bytes, for a model that takes them as they are.
+#[tokio::test(flavor = "multi_thread")]
+async fn tensors() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let package = dir.path().join("raw");
+    std::fs::create_dir(&package).expect("made");
+    let shipped = std::fs::read_to_string(models_dir().join("digits/model.toml")).expect("read");
+    std::fs::copy(models_dir().join("digits/digits.fp32.onnx"), package.join("digits.fp32.onnx")).expect("copied");
+    let hash = shipped.split("sha256 = \"").nth(1).and_then(|rest| rest.split('"').next()).expect("a hash");
+    let manifest = format!(
+        "name = \"raw\"\nversion = \"1\"\ntask = \"tensor.run\"\n[[variant]]\nfile = \"digits.fp32.onnx\"\n\
+         precision = \"fp32\"\nsha256 = \"{hash}\"\n[input]\nkind = \"tensor\"\nshape = [\"batch\", 1, 16, 16]\n\
+         [output]\nkind = \"tensor\"\n"
+    );
+    std::fs::write(package.join("model.toml"), manifest).expect("written");
+    let broker = Mosquitto::start();
+    let daemon = Daemon::start_with("n", &broker.url(), "", dir.path(), &[]).await;
+    let mut client = Client::connect(&daemon.url).await;
+    client.subscribe("answers/#").await;
+    let values = vec![0.25; 256];
+    let tensor = |dtype: &str, shape: Value, data: Value| json!({"dtype": dtype, "shape": shape, "data": data});
+    let rows = [
+        ("good", tensor("f32", json!([1, 1, 16, 16]), json!(values)), "", ""),
+        ("short", tensor("f32", json!([1, 1, 16, 16]), json!([1, 2])), "input_out_of_range", "input.tensor.data"),
+        ("shape", tensor("f32", json!([1, 3, 16, 16]), json!(values)), "input_out_of_range", "input.tensor.shape"),
+        ("dtype", tensor("i8", json!([1, 1, 16, 16]), json!(values)), "input_out_of_range", "input.tensor.dtype"),
+        ("no-data", json!({"dtype": "f32"}), "bad_request", "input.tensor.data"),
+        ("words", tensor("f32", json!([1, 1, 16, 16]), json!(["a"])), "bad_request", "input.tensor.data"),
+    ];
+    let mut by_value = Value::Null;
+    for (id, tensor, code, field) in rows {
+        let reply = client.ask("n", "tensor.run", json!({"id": id, "input": {"tensor": tensor}})).await;
+        assert_eq!(reply["error"]["code"].as_str().unwrap_or_default(), code, "{id}: {reply}");
+        assert_eq!(reply["error"]["field"].as_str().unwrap_or_default(), field, "{id}: {reply}");
+        if code.is_empty() {
+            assert_eq!(reply["output"]["tensors"][0]["shape"], json!([1, 10]), "{reply}");
+            by_value = reply["output"].clone();
+        }
+    }
+    let bytes: Vec<u8> = values.iter().flat_map(|value| (*value as f32).to_le_bytes()).collect();
+    let mut nan = bytes.clone();
+    nan[8..12].copy_from_slice(&f32::NAN.to_le_bytes());
+    for (id, payload, code, field) in [
+        ("bytes", bytes.clone(), "", ""),
+        ("cut", bytes[..100].to_vec(), "input_out_of_range", "input.tensor.data"),
+        ("nan", nan, "bad_request", "input.tensor.data[2]"),
+    ] {
+        let properties = bare(Some("application/octet-stream"), "answers/bytes", id, &[]);
+        client.publish("outpost/n/jobs/tensor.run", payload, properties).await;
+        let reply = client.next().await.json();
+        assert_eq!(reply["error"]["code"].as_str().unwrap_or_default(), code, "{id}: {reply}");
+        assert_eq!(reply["error"]["field"].as_str().unwrap_or_default(), field, "{id}: {reply}");
+        if code.is_empty() {
+            assert_eq!(reply["output"], by_value);
+        }
+    }
 }

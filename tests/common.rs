@@ -132,26 +132,28 @@ impl Daemon {
     }
 
     pub async fn start_with(name: &str, url: &str, more: &str, models: &Path, env: &[(&str, &str)]) -> Self {
+        if url == "embedded" {
+            let port = free_port();
+            let url = format!("mqtt://127.0.0.1:{port}");
+            let more = format!("listen = \"127.0.0.1:{port}\"\n{more}");
+            return Self::start_at(name, &url, "embedded", &more, models, env).await;
+        }
+        Self::start_at(name, url, url, more, models, env).await
+    }
+
+    /// Starts `name`, which reaches its broker at `at`; the test reaches the same one at `url`. `more`
+    /// goes on with the section `[broker]`.
+    pub async fn start_at(name: &str, url: &str, at: &str, more: &str, models: &Path, env: &[(&str, &str)]) -> Self {
         let dir = TempDir::new().expect("a folder");
-        let (url, listen) = match url {
-            "embedded" => {
-                let port = free_port();
-                (format!("mqtt://127.0.0.1:{port}"), Some(port))
-            }
-            url => (url.to_owned(), None),
-        };
-        let broker = listen
-            .map_or(format!("url = {url:?}"), |port| format!("url = \"embedded\"\nlisten = \"127.0.0.1:{port}\""));
         let text = format!(
-            "[broker]\n{broker}\n[models]\ndir = {:?}\n[store]\ndir = {:?}\n{}",
+            "[models]\ndir = {:?}\n[store]\ndir = {:?}\n[broker]\nurl = {at:?}\n{more}",
             models.display().to_string(),
             dir.path().join("store").display().to_string(),
-            more
         );
         std::fs::write(dir.path().join("outpost.toml"), text).expect("written");
         let mut env: Vec<_> = env.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         env.push(("OUTPOST_NODE__NAME".to_owned(), name.to_owned()));
-        let mut daemon = Daemon { name: name.to_owned(), url, dir, env, process: None };
+        let mut daemon = Daemon { name: name.to_owned(), url: url.to_owned(), dir, env, process: None };
         daemon.restart().await;
         daemon
     }

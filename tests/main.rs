@@ -6,6 +6,7 @@
 mod common;
 
 mod bad_input;
+mod brokers;
 mod commands;
 mod duplicates;
 mod fallback;

@@ -84,14 +84,21 @@ async fn run(path: &std::path::Path) -> Result<()> {
     let config = Config::load(path)?;
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
+    let mut reload = signal(SignalKind::hangup()).context("SIGHUP")?;
     let mut app = App::start(config, None).await?;
     let ready = async {
         app.online().await;
         systemd::ready(&format!("online at {}", app.broker_shown()));
         std::future::pending::<()>().await;
     };
+    let reload = async {
+        while reload.recv().await.is_some() {
+            tracing::warn!("SIGHUP: this version reloads nothing; restart the daemon to apply a change");
+        }
+    };
     tokio::select! {
         () = ready => {}
+        () = reload => {}
         _ = terminate.recv() => tracing::info!("SIGTERM: draining"),
         _ = interrupt.recv() => tracing::info!("SIGINT: draining"),
     }

@@ -68,6 +68,7 @@ struct Index {
 
 /// Remembered replies.
 pub struct Store {
+    window: Duration,
     index: Arc<Mutex<Index>>,
     writes: Option<SyncSender<Append>>,
     thread: Option<JoinHandle<()>>,
@@ -89,16 +90,16 @@ impl Store {
         for id in &ids {
             index.read_segment(&dir, *id)?;
         }
-        index.expire(&dir, window);
         // A new segment each start: what a crash left half written stays behind.
         let next = ids.last().map_or(0, |last| last + 1);
         index.start_segment(&dir, next)?;
+        index.expire(&dir, window);
 
         let index = Arc::new(Mutex::new(index));
         let (writes, queue) = sync_channel(WRITES);
         let writer = Writer { dir, window, index: Arc::clone(&index), failing: false };
         let thread = std::thread::Builder::new().name("outpost-store".to_owned()).spawn(move || writer.work(&queue))?;
-        Ok(Store { index, writes: Some(writes), thread: Some(thread) })
+        Ok(Store { window, index, writes: Some(writes), thread: Some(thread) })
     }
 
     /// Remembers a reply; the future ends when it is in the file, or could not be written there, which
@@ -130,7 +131,9 @@ impl Store {
         };
         let mut bytes = vec![0; place.len as usize];
         file.read_exact_at(&mut bytes, place.at).ok()?;
-        postcard::from_bytes::<Record>(&bytes).ok().map(|record| record.payload)
+        let record = postcard::from_bytes::<Record>(&bytes).ok()?;
+        let age_ms = unix_ms().saturating_sub(record.unix_ms);
+        (u128::from(age_ms) <= self.window.as_millis()).then_some(record.payload)
     }
 
     /// Number of replies remembered.

@@ -4,12 +4,13 @@ use super::Options;
 use crate::job::{Fault, Input, TensorData, TensorInput};
 use crate::task::image;
 
-/// By the MQTT 5 Content Type, in lower case.
+/// By the MQTT 5 Content Type, in lower case; plain text for a task about series is CSV.
 ///
 /// # Errors
 /// `bad_request` for a type that is not known, or a payload that is not of it.
-pub fn by_content_type(content_type: &str, payload: Vec<u8>) -> Result<Input, Fault> {
+pub fn by_content_type(content_type: &str, task: &str, payload: Vec<u8>) -> Result<Input, Fault> {
     match content_type {
+        "text/plain" if task.starts_with("series.") => csv(&payload),
         "text/plain" => text(payload),
         "text/csv" => csv(&payload),
         "image/png" | "image/jpeg" => picture(payload),

@@ -115,7 +115,7 @@ impl Reader {
         };
         let input = match content_type {
             None | Some("") => bare::by_task(&topic.task, delivery.payload.clone()),
-            Some(named) => bare::by_content_type(&named.to_ascii_lowercase(), delivery.payload.clone()),
+            Some(named) => bare::by_content_type(&named.to_ascii_lowercase(), &topic.task, delivery.payload.clone()),
         };
         match input {
             Ok(input) => Ok((options, input)),

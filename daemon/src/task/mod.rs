@@ -73,13 +73,11 @@ impl Preparation {
     /// # Errors
     /// `bad_request` for another kind of input, `input_out_of_range` for a limit.
     pub fn check(&self, input: &Input) -> Result<(), Fault> {
-        if input.kind() != self.spec.kind.as_str() {
-            let wanted = self.spec.kind.as_str();
-            return Err(Fault::bad(
-                &format!("input.{}", input.kind()),
-                format!("the input is of the kind `{}`, this model takes `{wanted}`", input.kind()),
-            )
-            .limit(wanted));
+        let wanted = self.spec.kind.as_str();
+        // A tensor goes to any model: it is the model's own input, prepared elsewhere.
+        if input.kind() != wanted && !matches!(input, Input::Tensor(_)) {
+            let message = format!("the input is of the kind `{}`, this model takes `{wanted}`", input.kind());
+            return Err(Fault::bad(&format!("input.{}", input.kind()), message).limit(wanted));
         }
         match input {
             Input::Series(rows) => series::check(&self.spec, rows),

@@ -1,6 +1,7 @@
 //! A model's outputs → the answer that the task promises.
 
 use super::Prepared;
+use super::tensor::Elements;
 use crate::engine::package::{Activation, OutputKind, Package};
 use crate::job::{Code, Fault, Output, Ranked, TensorOutput};
 
@@ -39,8 +40,10 @@ pub fn read(
             Ok(classes(&package.labels, &mean, top_k.unwrap_or(TOP)))
         }
         OutputKind::Reconstruction => {
-            let Prepared::Real(inputs) = prepared else {
-                return Err(wrong("a reconstruction is compared with real inputs only".to_owned()));
+            let inputs = match prepared {
+                Prepared::Real(inputs) => inputs.as_slice(),
+                Prepared::Raw(Elements::F32(input)) => std::slice::from_ref(input),
+                Prepared::Raw(_) => return Err(wrong("a reconstruction is compared with real inputs only".to_owned())),
             };
             let error = |(input, output): (&Vec<f32>, &&TensorOutput)| {
                 let squares = input.iter().zip(&output.data).map(|(x, y)| (f64::from(*x) - y).powi(2));
