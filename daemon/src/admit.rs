@@ -7,8 +7,8 @@ use std::time::Instant;
 
 use sha2::{Digest, Sha256};
 
+use crate::intake::Receipt;
 use crate::job::{Code, Fault, Job, ReplyTo};
-use crate::reply::Receipt;
 use crate::store::{Key, Store};
 
 /// Admitted jobs may hold this many times the largest payload, all together.

@@ -12,7 +12,6 @@ use serde::Deserialize;
 use crate::job::Privacy;
 use crate::keys::strict;
 use crate::topic;
-use crate::uplink::{Kind, Secret};
 
 /// The default place of the configuration.
 pub const DEFAULT_PATH: &str = "/etc/outpost/outpost.toml";
@@ -140,6 +139,18 @@ pub enum Prefer {
 pub struct Uplink {
     /// Providers in the order in which they are asked.
     pub providers: Vec<Provider>,
+}
+
+/// A wire format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// Anthropic Messages.
+    Anthropic,
+    /// OpenAI Responses.
+    Openai,
+    /// OpenAI Chat Completions, as spoken by many others.
+    OpenaiCompatible,
 }
 
 /// One provider.
@@ -451,19 +462,6 @@ fn host_name() -> String {
         "" => "outpost".to_owned(),
         name => name.to_owned(),
     }
-}
-
-/// Looks a credential up in `$CREDENTIALS_DIRECTORY`, then in the environment (as named, then in
-/// upper case with `_` for `-`).
-pub fn credential(name: &str) -> Option<Secret> {
-    let file = std::env::var_os("CREDENTIALS_DIRECTORY")
-        .filter(|_| !name.contains('/'))
-        .and_then(|dir| std::fs::read_to_string(Path::new(&dir).join(name)).ok());
-    file.or_else(|| std::env::var(name).ok())
-        .or_else(|| std::env::var(name.to_uppercase().replace('-', "_")).ok())
-        .map(|text| text.trim().to_owned())
-        .filter(|text| !text.is_empty())
-        .map(Secret::new)
 }
 
 #[cfg(test)]

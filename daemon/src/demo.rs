@@ -10,10 +10,11 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 use crate::app::{self, App};
-use crate::config::{self, Config, Provider};
+use crate::config::{Config, Kind, Provider};
+use crate::secret::{Secret, credential};
 use crate::standin::{self, Asked, Standin};
 use crate::submit::{Job, Requester};
-use crate::uplink::{Kind, Secret, Uplink};
+use crate::uplink::Uplink;
 
 /// Arguments of `outpost demo`.
 #[derive(clap::Args, Debug)]
@@ -278,11 +279,11 @@ async fn uplink() -> Result<(Uplink, Option<Standin>)> {
     };
     let model = |name: &str, default: &str| std::env::var(name).unwrap_or_else(|_| default.to_owned());
     let mut real = Vec::new();
-    if let Some(key) = config::credential("anthropic-api-key") {
+    if let Some(key) = credential("anthropic-api-key") {
         let model = model("ANTHROPIC_MODEL", "claude-haiku-4-5");
         real.push((provider("anthropic", Kind::Anthropic, None, &model), Some(key)));
     }
-    if let Some(key) = config::credential("openai-api-key") {
+    if let Some(key) = credential("openai-api-key") {
         let model = model("OPENAI_MODEL", "gpt-5-mini");
         real.push((provider("openai", Kind::Openai, None, &model), Some(key)));
     }

@@ -6,6 +6,7 @@ pub mod app;
 pub mod cli;
 pub mod config;
 pub mod keys;
+pub mod secret;
 
 pub mod job;
 pub mod topic;

@@ -12,6 +12,7 @@ use rumqttc::v5::mqttbytes::v5::{PubAckReason, Publish, PublishProperties};
 use rumqttc::v5::{AsyncClient, Event, EventLoop};
 
 use crate::admit::Slot;
+use crate::intake::Receipt;
 
 /// Messages sent and not yet accepted. A broker that allows less slows the event loop itself.
 const WINDOW: usize = 64;
@@ -29,13 +30,6 @@ pub struct Message {
     pub correlation: Option<Vec<u8>>,
     /// Kept by the broker for later subscribers.
     pub retain: bool,
-}
-
-/// A delivery that is to be acknowledged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Receipt {
-    pkid: u16,
-    generation: u64,
 }
 
 #[derive(Debug)]

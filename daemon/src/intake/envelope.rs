@@ -6,8 +6,9 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
-use super::{Options, bare};
-use crate::job::{Fault, Input, Privacy, TensorData, TensorInput};
+use super::Options;
+use super::input::{picture, privacy, series};
+use crate::job::{Fault, Input, TensorData, TensorInput};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -166,18 +167,6 @@ fn address(payload: &[u8]) -> Options {
     Options { id: text(address.id), reply_to: text(address.reply_to), ..Options::default() }
 }
 
-/// Reads the word of a privacy rule.
-///
-/// # Errors
-/// `bad_request` for another word.
-pub fn privacy(word: &str) -> Result<Privacy, Fault> {
-    match word {
-        "device" => Ok(Privacy::Device),
-        "cloud" => Ok(Privacy::Cloud),
-        _ => Err(Fault::bad("privacy", format!("`{word}` is neither `device` nor `cloud`")).limit("device or cloud")),
-    }
-}
-
 fn input(raw: RawInput) -> Result<Input, Fault> {
     let decode = |field: &str, text: String| {
         STANDARD.decode(text).map_err(|error| Fault::bad(field, format!("not base64: {error}")))
@@ -185,13 +174,13 @@ fn input(raw: RawInput) -> Result<Input, Fault> {
     match raw {
         RawInput { text: Some(text), image: None, audio: None, series: None, tensor: None } => Ok(Input::Text(text)),
         RawInput { text: None, image: Some(image), audio: None, series: None, tensor: None } => {
-            bare::by_ending("png", decode("input.image", image)?)
+            picture(decode("input.image", image)?)
         }
         RawInput { text: None, image: None, audio: Some(audio), series: None, tensor: None } => {
             Ok(Input::Audio(decode("input.audio", audio)?))
         }
         RawInput { text: None, image: None, audio: None, series: Some(rows), tensor: None } => {
-            bare::series(rows.into_iter().map(|Row(row)| row).collect())
+            series(rows.into_iter().map(|Row(row)| row).collect())
         }
         RawInput { text: None, image: None, audio: None, series: None, tensor: Some(tensor) } => {
             let data = match tensor.data {

@@ -15,9 +15,10 @@ use rumqttc::v5::{AsyncClient, ConnectionError, Event, EventLoop, MqttOptions};
 use rumqttc::{Outgoing, TlsConfiguration, Transport};
 use tokio::sync::{mpsc, watch};
 
-use super::Delivery;
-use crate::config::{self, Broker};
-use crate::reply::{self, Message, Outbox, Receipt};
+use super::{Delivery, Receipt};
+use crate::config::Broker;
+use crate::reply::{self, Message, Outbox};
+use crate::secret::credential;
 
 /// The protocol's largest packet. Outpost takes any and answers what is over its own limit with
 /// `too_large`; a smaller maximum would make the broker drop such a job without a word.
@@ -89,7 +90,7 @@ pub fn options(broker: &Broker, url: &url::Url, client_id: &str) -> anyhow::Resu
     let username = broker.username.clone().or_else(|| Some(url.username().to_owned()).filter(|name| !name.is_empty()));
     if let Some(username) = username {
         let password = match &broker.password_credential {
-            Some(name) => config::credential(name)
+            Some(name) => credential(name)
                 .with_context(|| {
                     format!(
                         "broker.password_credential: `{name}` is in neither $CREDENTIALS_DIRECTORY nor the environment"

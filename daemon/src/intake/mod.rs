@@ -9,6 +9,7 @@ use crate::topic::{JobTopic, Topics};
 
 pub mod bare;
 pub mod envelope;
+pub mod input;
 pub mod link;
 
 /// A job message, as it came.
@@ -32,6 +33,15 @@ pub struct Delivery {
     pub properties: Vec<(String, String)>,
     /// When it came; none only in tests.
     pub received: Option<Instant>,
+}
+
+/// What acknowledges a delivery: its packet identifier, which means something on one connection only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Receipt {
+    /// MQTT packet identifier.
+    pub pkid: u16,
+    /// The connection that delivered it, counted.
+    pub generation: u64,
 }
 
 /// A message that has been read.

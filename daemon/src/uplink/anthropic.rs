@@ -1,34 +1,28 @@
 //! Anthropic Messages, version 2023-06-01.
 
-use reqwest::{Client, RequestBuilder};
+use reqwest::RequestBuilder;
 use serde_json::{Value, json};
 
-use super::prompt::Parts;
-use super::{Parsed, Question, Secret, Wrong, schema};
+use super::{Call, Parsed, Server, Wrong, schema};
 use crate::job::Usage;
 
-fn with_headers(request: RequestBuilder, key: Option<&Secret>) -> RequestBuilder {
+/// The headers of every request.
+fn with_headers(server: &Server<'_>, request: RequestBuilder) -> RequestBuilder {
     let request = request.header("anthropic-version", "2023-06-01");
-    match key {
+    match server.key {
         Some(key) => request.header("x-api-key", key.expose()),
         None => request,
     }
 }
 
 /// The base address comes with or without the version.
-fn at(base_url: &str, path: &str) -> String {
-    format!("{}/v1/{path}", base_url.trim_end_matches("/v1"))
+fn at(server: &Server<'_>, path: &str) -> String {
+    format!("{}/v1/{path}", server.base_url.trim_end_matches("/v1"))
 }
 
 /// POST /v1/messages. Temperature is left out: newer models refuse it.
-pub fn request(
-    client: &Client,
-    base_url: &str,
-    model: &str,
-    key: Option<&Secret>,
-    question: &Question<'_>,
-    parts: &Parts,
-) -> RequestBuilder {
+pub fn request(call: &Call<'_>) -> RequestBuilder {
+    let Call { server, model, question, parts } = call;
     let mut content = Vec::new();
     if let Some((media_type, data)) = &parts.image {
         content.push(json!({"type": "image", "source": {"type": "base64", "media_type": media_type, "data": data}}));
@@ -42,12 +36,12 @@ pub fn request(
     if let Some(schema) = schema::of(&question.shape) {
         body["output_config"] = json!({"format": {"type": "json_schema", "schema": schema}});
     }
-    with_headers(client.post(at(base_url, "messages")), key).json(&body)
+    with_headers(server, server.client.post(at(server, "messages"))).json(&body)
 }
 
 /// GET /v1/models.
-pub fn models(client: &Client, base_url: &str, key: Option<&Secret>) -> RequestBuilder {
-    with_headers(client.get(at(base_url, "models")), key)
+pub fn models(server: &Server<'_>) -> RequestBuilder {
+    with_headers(server, server.client.get(at(server, "models")))
 }
 
 /// Reads a Message.

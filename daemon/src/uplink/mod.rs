@@ -3,12 +3,11 @@
 use std::time::{Duration, Instant};
 
 use reqwest::{Client, RequestBuilder, Response};
-use serde::Deserialize;
 use serde_json::Value;
-use zeroize::Zeroizing;
 
-use crate::config;
+use crate::config::{self, Kind};
 use crate::job::{Input, Output, Usage};
+use crate::secret::{Secret, credential};
 
 mod anthropic;
 mod openai;
@@ -23,40 +22,6 @@ const CONNECT: Duration = Duration::from_secs(5);
 const MAX_ANSWER: usize = 1 << 20;
 /// A wrong answer is asked for once more, and no oftener.
 const WRONG_ANSWERS: u32 = 2;
-
-/// A wire format.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Kind {
-    /// Anthropic Messages.
-    Anthropic,
-    /// OpenAI Responses.
-    Openai,
-    /// OpenAI Chat Completions, as spoken by many others.
-    OpenaiCompatible,
-}
-
-/// A key: wiped from memory when dropped, never shown.
-#[derive(Clone)]
-pub struct Secret(Zeroizing<String>);
-
-impl Secret {
-    /// Takes the key over.
-    pub fn new(key: String) -> Self {
-        Secret(Zeroizing::new(key))
-    }
-
-    /// The key itself, for the one header that carries it.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl std::fmt::Debug for Secret {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Secret(…)")
-    }
-}
 
 /// The shape that the answer must have.
 #[derive(Debug, Clone, PartialEq)]
@@ -164,6 +129,21 @@ impl UplinkError {
     }
 }
 
+/// A provider's server and the key to it.
+struct Server<'a> {
+    client: &'a Client,
+    base_url: &'a str,
+    key: Option<&'a Secret>,
+}
+
+/// A question to one model of a server.
+struct Call<'a> {
+    server: Server<'a>,
+    model: &'a str,
+    question: &'a Question<'a>,
+    parts: prompt::Parts,
+}
+
 /// What a wire format makes of an answer's body.
 struct Parsed {
     /// The text of the answer.
@@ -212,14 +192,14 @@ pub struct Uplink {
 }
 
 impl Uplink {
-    /// Providers in the order of the configuration; keys are looked up by [`config::credential`].
+    /// Providers in the order of the configuration; keys are looked up by [`credential`].
     ///
     /// # Errors
     /// The HTTP client cannot be made, for want of trust roots.
     pub fn new(providers: &[config::Provider]) -> anyhow::Result<Self> {
         let entry = |provider: &config::Provider| {
             let key = match &provider.credential {
-                Some(name) => config::credential(name).map(Some).ok_or_else(|| {
+                Some(name) => credential(name).map(Some).ok_or_else(|| {
                     format!("no key: credential `{name}` is in neither $CREDENTIALS_DIRECTORY nor the environment")
                 }),
                 // A model hosted on one's own may need none.
@@ -290,18 +270,16 @@ impl Uplink {
         let entry = self.entry(name).ok_or_else(|| refused("not configured".to_owned()))?;
         let key = entry.key.as_ref().map_err(|why| refused(why.clone()))?.as_ref();
         let parts = prompt::parts(question).map_err(refused)?;
-        let request = |client: &Client| match entry.provider.kind {
-            Kind::Anthropic => {
-                anthropic::request(client, &entry.base_url, &entry.provider.model, key, question, &parts)
-            }
-            Kind::Openai => openai::responses(client, &entry.base_url, &entry.provider.model, key, question, &parts),
-            Kind::OpenaiCompatible => {
-                openai::chat(client, &entry.base_url, &entry.provider.model, key, question, &parts)
-            }
+        let server = Server { client: &self.client, base_url: &entry.base_url, key };
+        let call = Call { server, model: &entry.provider.model, question, parts };
+        let request = || match entry.provider.kind {
+            Kind::Anthropic => anthropic::request(&call),
+            Kind::Openai => openai::responses(&call),
+            Kind::OpenaiCompatible => openai::chat(&call),
         };
         let mut asking = Asking { entry, key, deadline, usage: Usage::default(), failures: 0, wrong: 0 };
         loop {
-            if let Some(answer) = asking.attempt(request(&self.client), question).await? {
+            if let Some(answer) = asking.attempt(request(), question).await? {
                 return Ok(answer);
             }
         }
@@ -314,9 +292,10 @@ impl Uplink {
     pub async fn probe(&self, name: &str) -> Result<String, String> {
         let entry = self.entry(name).ok_or("not configured")?;
         let key = entry.key.as_ref().map_err(String::clone)?.as_ref();
+        let server = Server { client: &self.client, base_url: &entry.base_url, key };
         let request = match entry.provider.kind {
-            Kind::Anthropic => anthropic::models(&self.client, &entry.base_url, key),
-            Kind::Openai | Kind::OpenaiCompatible => openai::models(&self.client, &entry.base_url, key),
+            Kind::Anthropic => anthropic::models(&server),
+            Kind::Openai | Kind::OpenaiCompatible => openai::models(&server),
         };
         match request.timeout(Duration::from_secs(10)).send().await {
             Ok(response) if matches!(response.status().as_u16(), 401 | 403) => {

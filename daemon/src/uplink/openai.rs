@@ -1,17 +1,16 @@
 //! OpenAI: Responses for its own models, Chat Completions for the many servers that speak it.
 
-use reqwest::{Client, RequestBuilder};
+use reqwest::RequestBuilder;
 use serde_json::{Value, json};
 
-use super::prompt::Parts;
-use super::{Parsed, Question, Secret, Wrong, schema};
+use super::{Call, Parsed, Server, Wrong, schema};
 use crate::job::Usage;
 
 /// Name of the schema, which both formats ask for.
 const SCHEMA: &str = "answer";
 
-fn with_key(request: RequestBuilder, key: Option<&Secret>) -> RequestBuilder {
-    match key {
+fn with_key(server: &Server<'_>, request: RequestBuilder) -> RequestBuilder {
+    match server.key {
         Some(key) => request.bearer_auth(key.expose()),
         None => request,
     }
@@ -22,14 +21,8 @@ fn data_url((media_type, data): &(&str, String)) -> String {
 }
 
 /// POST /responses; nothing is stored.
-pub fn responses(
-    client: &Client,
-    base_url: &str,
-    model: &str,
-    key: Option<&Secret>,
-    question: &Question<'_>,
-    parts: &Parts,
-) -> RequestBuilder {
+pub fn responses(call: &Call<'_>) -> RequestBuilder {
+    let Call { server, model, question, parts } = call;
     let mut content = vec![json!({"type": "input_text", "text": parts.text})];
     if let Some(image) = &parts.image {
         content.push(json!({"type": "input_image", "image_url": data_url(image), "detail": "auto"}));
@@ -43,18 +36,12 @@ pub fn responses(
     if let Some(schema) = schema::of(&question.shape) {
         body["text"] = json!({"format": {"type": "json_schema", "name": SCHEMA, "strict": true, "schema": schema}});
     }
-    with_key(client.post(format!("{base_url}/responses")), key).json(&body)
+    with_key(server, server.client.post(format!("{}/responses", server.base_url))).json(&body)
 }
 
 /// POST /chat/completions.
-pub fn chat(
-    client: &Client,
-    base_url: &str,
-    model: &str,
-    key: Option<&Secret>,
-    question: &Question<'_>,
-    parts: &Parts,
-) -> RequestBuilder {
+pub fn chat(call: &Call<'_>) -> RequestBuilder {
+    let Call { server, model, question, parts } = call;
     let content = match &parts.image {
         // Plain text is what every such server takes.
         None => json!(parts.text),
@@ -72,12 +59,12 @@ pub fn chat(
         body["response_format"] =
             json!({"type": "json_schema", "json_schema": {"name": SCHEMA, "strict": true, "schema": schema}});
     }
-    with_key(client.post(format!("{base_url}/chat/completions")), key).json(&body)
+    with_key(server, server.client.post(format!("{}/chat/completions", server.base_url))).json(&body)
 }
 
 /// GET /models.
-pub fn models(client: &Client, base_url: &str, key: Option<&Secret>) -> RequestBuilder {
-    with_key(client.get(format!("{base_url}/models")), key)
+pub fn models(server: &Server<'_>) -> RequestBuilder {
+    with_key(server, server.client.get(format!("{}/models", server.base_url)))
 }
 
 /// Reads a Response: its output holds items of several kinds, of which the messages count.

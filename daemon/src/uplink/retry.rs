@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use reqwest::header::HeaderMap;
 use serde_json::Value;
 
-use super::Kind;
+use crate::config::Kind;
 
 /// Requests in all.
 const ATTEMPTS: u32 = 3;
