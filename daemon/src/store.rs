@@ -7,7 +7,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -277,8 +277,9 @@ impl Writer {
         }
         let last = lock(&self.index).segments.back().map(|last| (last.id, last.bytes, Arc::clone(&last.file)));
         let Some((id, start, file)) = last else { return };
-        // Only this thread appends, so the place found is still the end.
-        let written = file.as_ref().write_all(&bytes);
+        // Only this thread appends, so the place found is still the end. What a failure left there is
+        // written over by the next batch, or passed over at the next start.
+        let written = file.write_all_at(&bytes, start);
         let mut index = lock(&self.index);
         match &written {
             Ok(()) if self.failing => tracing::info!("replies are remembered again"),
@@ -289,10 +290,6 @@ impl Writer {
         }
         self.failing = written.is_err();
         if written.is_err() {
-            // Whatever part was written ends this segment: reading stops there.
-            if let Some(last) = index.segments.back_mut() {
-                last.bytes = SEGMENT_BYTES;
-            }
             return;
         }
         let mut at = start;
