@@ -72,7 +72,7 @@ impl Mosquitto {
         self.stop();
         let conf = self.dir.path().join("mosquitto.conf");
         let text = format!(
-            "listener {} 127.0.0.1\nallow_anonymous true\npersistence true\npersistence_location {}/\n\
+            "listener {} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\npersistence true\npersistence_location {}/\n\
              max_queued_messages 0\nlog_type error\nuser root\n",
             self.port,
             self.dir.path().display()
@@ -287,6 +287,9 @@ impl Client {
         options.set_max_packet_size(Some(200 << 20)).set_clean_start(false);
         options.set_session_expiry_interval(Some(600));
         options.set_keep_alive(Duration::from_secs(60));
+        let mut network = options.network_options();
+        network.set_tcp_nodelay(true);
+        options.set_network_options(network);
         let (client, mut eventloop) = AsyncClient::new(options, 4096);
         let (sender, messages) = mpsc::channel(65_536);
         let (subscribed, suback) = mpsc::channel(16);

@@ -87,6 +87,10 @@ pub fn options(broker: &Broker, url: &url::Url, client_id: &str) -> anyhow::Resu
     options.set_keep_alive(broker.keep_alive);
     options.set_max_packet_size(Some(MAX_PACKET));
     options.set_connection_timeout(10);
+    // Small packets both ways: Nagle's algorithm and delayed acknowledgements would add 40 ms to each.
+    let mut network = options.network_options();
+    network.set_tcp_nodelay(true);
+    options.set_network_options(network);
     let username = broker.username.clone().or_else(|| Some(url.username().to_owned()).filter(|name| !name.is_empty()));
     if let Some(username) = username {
         let password = match &broker.password_credential {
