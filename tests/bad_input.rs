@@ -170,6 +170,9 @@ async fn no_address_or_a_forbidden_one_is_told_on_errors() {
         assert_eq!(reply["error"]["code"], "bad_request", "{reply}");
         assert_eq!(reply["error"]["field"], "reply_to", "{reply}");
     }
+    client.publish("outpost/n/jobs/text.classify", "{\"id\": \"cut", PublishProperties::default()).await;
+    let reply = client.next().await.json();
+    assert!(reply["error"]["message"].as_str().is_some_and(|text| text.contains("not JSON")), "{reply}");
     let envelope = json!({"id": "e", "reply_to": "plc/4/answers", "input": {"text": "hello there"}});
     client.publish("outpost/n/jobs/text.classify", envelope.to_string(), PublishProperties::default()).await;
     assert_eq!(client.next().await.topic, "plc/4/answers");
@@ -194,6 +197,12 @@ async fn memory_does_not_grow() {
             after_one = daemon.rss_kib();
         }
     }
+    // As an envelope, which says where to reply in its first bytes.
+    let huge = format!(r#"{{"id": "e", "reply_to": "answers/e", "input": {{"text": "{}"}}}}"#, "x".repeat(5_000_000));
+    client.publish("outpost/n/jobs/text.classify", huge, PublishProperties::default()).await;
+    let message = client.next().await;
+    assert_eq!((message.topic.as_str(), message.json()["id"].as_str()), ("answers/e", Some("e")));
+    assert_eq!(message.json()["error"]["code"], "too_large");
     for n in 0..3000 {
         let payload = if n % 2 == 0 { b"\x89PNG\r\n\x1a\nbroken".to_vec() } else { vec![0xff; 2000] };
         let properties = bare(None, "answers/flood", &n.to_string(), &[]);

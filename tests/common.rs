@@ -53,13 +53,19 @@ impl Drop for Process {
 pub struct Mosquitto {
     pub port: u16,
     dir: TempDir,
+    more: String,
     process: Option<Process>,
 }
 
 impl Mosquitto {
     pub fn start() -> Self {
+        Self::start_with("")
+    }
+
+    /// With more lines of configuration.
+    pub fn start_with(more: &str) -> Self {
         let dir = TempDir::new().expect("a folder");
-        let mut broker = Mosquitto { port: free_port(), dir, process: None };
+        let mut broker = Mosquitto { port: free_port(), dir, more: more.to_owned(), process: None };
         broker.restart();
         broker
     }
@@ -73,9 +79,10 @@ impl Mosquitto {
         let conf = self.dir.path().join("mosquitto.conf");
         let text = format!(
             "listener {} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\npersistence true\npersistence_location {}/\n\
-             max_queued_messages 0\nlog_type error\nuser root\n",
+             max_queued_messages 0\nlog_type error\nuser root\n{}\n",
             self.port,
-            self.dir.path().display()
+            self.dir.path().display(),
+            self.more
         );
         std::fs::write(&conf, text).expect("written");
         let child = Command::new("/usr/sbin/mosquitto")

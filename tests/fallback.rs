@@ -217,3 +217,25 @@ async fn a_job_may_say_what_it_costs_at_most() {
     let reply = client.ask("n", "image.classify", with(unclear("fine"), "max_cost_usd", json!(0.1))).await;
     assert_eq!(reply["by"]["tier"], "cloud", "{reply}");
 }
+
+/// A reply over the broker's limit would end the connection: the requester is told, the node goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_over_the_brokers_limit() {
+    let cloud = Standin::start(|asked| match asked.schema {
+        None => json!("word ".repeat(1000)),
+        Some(_) => first_label(asked),
+    })
+    .await
+    .expect("a stand-in");
+    let broker = Mosquitto::start_with("max_packet_size 3000");
+    let more = provider("openai", &cloud);
+    let daemon = Daemon::start_with("n", &broker.url(), &more, &models_dir(), &[CLOUD_KEY]).await;
+    let mut client = Client::connect(&daemon.url).await;
+    client.subscribe("answers/#").await;
+    let reply = client.ask("n", "text.generate", json!({"id": "long", "input": {"text": "x"}})).await;
+    assert_eq!(reply["id"], "long", "{reply}");
+    assert_eq!(reply["error"]["code"], "too_large", "{reply}");
+    assert_eq!(reply["error"]["limit"], 3000, "{reply}");
+    let reply = client.ask("n", "text.classify", json!({"id": "next", "input": {"text": "oil on the floor"}})).await;
+    assert_eq!(reply["status"], "ok", "{reply}");
+}

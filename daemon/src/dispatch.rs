@@ -62,7 +62,7 @@ impl Dispatch {
         let Incoming { id, reply_to, job } = self.reader.read(delivery);
         let refuse = |reply_to: ReplyTo, fault: Fault| {
             let timing = Timing { total: ms(started.elapsed()), ..Timing::default() };
-            let payload = encode(&Reply::error(id.clone(), fault, Vec::new(), timing));
+            let payload = Reply::error(id.clone(), fault, Vec::new(), timing).encode();
             self.outbox.send(message(reply_to, payload), receipt.into_iter().collect(), None);
         };
         let (reply_to, job) = match (reply_to, job) {
@@ -95,7 +95,7 @@ impl Dispatch {
         if let Some(error) = &reply.error {
             tracing::debug!(id = job.id.as_deref(), task = job.task, code = ?error.code, "{}", error.message);
         }
-        let payload = encode(&reply);
+        let payload = reply.encode();
         let mut receipts: Vec<_> = receipt.into_iter().collect();
         if let Some(key) = key {
             self.store.put(key, payload.clone()).await;
@@ -376,9 +376,4 @@ fn ms(duration: Duration) -> f64 {
 
 fn message(reply_to: ReplyTo, payload: Vec<u8>) -> Message {
     Message { topic: reply_to.topic, payload, correlation: reply_to.correlation, retain: false }
-}
-
-/// A reply as JSON. It is made of strings and finite numbers, so this cannot fail.
-fn encode(reply: &Reply) -> Vec<u8> {
-    serde_json::to_vec(reply).expect("a reply is always JSON")
 }

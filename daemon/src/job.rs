@@ -399,6 +399,11 @@ pub struct Reply {
 }
 
 impl Reply {
+    /// As JSON. It is made of strings and numbers, so this cannot fail.
+    pub fn encode(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("a reply is always JSON")
+    }
+
     /// An error reply.
     pub fn error(id: Option<String>, fault: Fault, route: Vec<Station>, timing: Timing) -> Self {
         Reply {

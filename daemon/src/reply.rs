@@ -13,11 +13,15 @@ use rumqttc::v5::{AsyncClient, Event, EventLoop};
 
 use crate::admit::Slot;
 use crate::intake::Receipt;
+use crate::job::{Code, Fault, Reply, Timing};
 
 /// Messages sent and not yet accepted. A broker that allows less slows the event loop itself.
 const WINDOW: usize = 64;
 /// Requests that the event loop's channel holds: messages and acknowledgements.
 pub const CHANNEL: usize = 1024;
+
+/// Bytes of a packet beside topic, payload and correlation data, with room to spare.
+const OVERHEAD: usize = 64;
 
 /// A message to publish, QoS 1.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +34,24 @@ pub struct Message {
     pub correlation: Option<Vec<u8>>,
     /// Kept by the broker for later subscribers.
     pub retain: bool,
+}
+
+impl Message {
+    /// A message over the broker's limit would end the connection, and again after every reconnect: the
+    /// requester is told instead.
+    fn fit(&mut self, max_packet: usize) {
+        let beside = OVERHEAD + self.topic.len() + self.correlation.as_ref().map_or(0, Vec::len);
+        let bytes = self.payload.len();
+        if beside + bytes <= max_packet {
+            return;
+        }
+        let reply: Option<Reply> = serde_json::from_slice(&self.payload).ok();
+        let (id, timing) = reply.map_or((None, Timing::default()), |reply| (reply.id, reply.timing_ms));
+        let message = format!("the reply has {bytes} bytes, and the broker takes packets of {max_packet}");
+        tracing::error!(topic = self.topic, "{message}");
+        let fault = Fault::new(Code::TooLarge, message).limit(max_packet);
+        self.payload = Reply::error(id, fault, Vec::new(), timing).encode();
+    }
 }
 
 #[derive(Debug)]
@@ -48,6 +70,8 @@ struct Inner {
     /// Counts connections: packet identifiers mean nothing on the next one.
     generation: u64,
     connected: bool,
+    /// Largest packet that the broker takes.
+    max_packet: usize,
     order: u64,
     unsent: VecDeque<Item>,
     /// Given to the event loop, in order; it has not yet said under which packet identifier.
@@ -123,7 +147,8 @@ impl Outbox {
             }
         }
         while inner.handed.len() + inner.flying.len() < WINDOW {
-            let Some(item) = inner.unsent.pop_front() else { return };
+            let Some(mut item) = inner.unsent.pop_front() else { return };
+            item.message.fit(inner.max_packet);
             let Message { topic, payload, correlation, retain } = item.message.clone();
             let properties = PublishProperties {
                 payload_format_indicator: Some(1),
@@ -141,10 +166,12 @@ impl Outbox {
         }
     }
 
-    /// The connection stands: what is left is sent.
-    pub fn connected(&self) {
+    /// The connection stands, and its broker takes packets of up to `max_packet` bytes: what is left is
+    /// sent.
+    pub fn connected(&self, max_packet: Option<u32>) {
         let mut inner = self.lock();
         inner.connected = true;
+        inner.max_packet = max_packet.map_or(usize::MAX, |bytes| bytes as usize);
         self.pump(&mut inner);
     }
 

@@ -72,17 +72,20 @@ pub fn content_type(ending: &str) -> Option<&'static str> {
 /// brokers and tracing add their own.
 ///
 /// # Errors
-/// `bad_request` naming the property.
-pub fn options(properties: &[(String, String)]) -> Result<Options, Fault> {
+/// `bad_request` naming the property, beside the options that say where to reply.
+pub fn options(properties: &[(String, String)]) -> Result<Options, (Options, Fault)> {
+    let find = |name: &str| properties.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
+    let address = Options { id: find("id"), reply_to: find("reply-to"), ..Options::default() };
+    others(properties, address.clone()).map_err(|fault| (address, fault))
+}
+
+fn others(properties: &[(String, String)], mut options: Options) -> Result<Options, Fault> {
     fn number<T: std::str::FromStr>(key: &str, value: &str) -> Result<Option<T>, Fault> {
         let wrong = |_| Fault::bad(&key.replace('-', "_"), format!("`{value}` is not a number that fits"));
         value.trim().parse().map(Some).map_err(wrong)
     }
-    let mut options = Options::default();
     for (key, value) in properties {
         match key.as_str() {
-            "id" => options.id = Some(value.clone()),
-            "reply-to" => options.reply_to = Some(value.clone()),
             "model" => options.model = Some(value.clone()),
             "deadline-ms" => options.deadline_ms = number(key, value)?,
             "priority" => options.priority = number(key, value)?,

@@ -3,7 +3,7 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
-use serde::de::{self, Deserializer, SeqAccess, Visitor};
+use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
 use super::Options;
@@ -84,15 +84,6 @@ impl<'de> Deserialize<'de> for Row {
     }
 }
 
-/// What is needed to answer a job that cannot be read; anything else is passed over.
-#[derive(Deserialize, Default)]
-struct Address {
-    #[serde(default)]
-    id: Value,
-    #[serde(default)]
-    reply_to: Value,
-}
-
 /// Options and input of an envelope.
 ///
 /// # Errors
@@ -161,10 +152,32 @@ fn plain(error: &serde_json::Error) -> String {
     text.split(" at line ").next().unwrap_or_default().to_owned()
 }
 
-fn address(payload: &[u8]) -> Options {
-    let address: Address = serde_json::from_slice(payload).unwrap_or_default();
-    let text = |value: Value| value.as_str().map(str::to_owned);
-    Options { id: text(address.id), reply_to: text(address.reply_to), ..Options::default() }
+/// What is needed to answer an envelope that cannot be read, or not to its end: the id and the reply
+/// address, as far as they come before the break.
+pub fn address(payload: &[u8]) -> Options {
+    struct Head<'a>(&'a mut Options);
+    impl<'de> Visitor<'de> for Head<'_> {
+        type Value = ();
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("an envelope")
+        }
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+            while let Some(key) = map.next_key::<String>()? {
+                match key.as_str() {
+                    "id" => self.0.id = map.next_value::<Value>()?.as_str().map(str::to_owned),
+                    "reply_to" => self.0.reply_to = map.next_value::<Value>()?.as_str().map(str::to_owned),
+                    _ => {
+                        map.next_value::<de::IgnoredAny>()?;
+                    }
+                }
+            }
+            Ok(())
+        }
+    }
+    let mut options = Options::default();
+    // The error is why this is asked at all.
+    let _ = serde_json::Deserializer::from_slice(payload).deserialize_map(Head(&mut options));
+    options
 }
 
 fn input(raw: RawInput) -> Result<Input, Fault> {
@@ -228,6 +241,19 @@ mod tests {
             assert_eq!(fault.field.as_deref(), Some(field), "{text} gave {fault:?}");
             assert_eq!(options.id.as_deref(), Some("a"), "{text}");
             assert_eq!(options.reply_to.as_deref(), Some("r"), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_envelope_cut_short_still_says_where_to_reply() {
+        for (text, id, reply_to) in [
+            (r#"{"id": "a", "reply_to": "r", "input": {"text": "x"#, Some("a"), Some("r")),
+            (r#"{"reply_to": "r", "input": {"series": [NaN]}, "id": "a"}"#, None, Some("r")),
+            (r#"{"id": 7, "reply_to": "r"}"#, None, Some("r")),
+            ("[1]", None, None),
+        ] {
+            let options = address(text.as_bytes());
+            assert_eq!((options.id.as_deref(), options.reply_to.as_deref()), (id, reply_to), "{text}");
         }
     }
 

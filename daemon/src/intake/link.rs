@@ -45,6 +45,8 @@ pub struct Link {
     filters: Vec<String>,
     max_bytes: usize,
     address: String,
+    /// Largest packet that the broker takes on this connection.
+    max_packet: Option<u32>,
 }
 
 /// Where the broker is: a URL's parts.
@@ -150,7 +152,7 @@ impl Link {
             ));
         let (client, eventloop) = AsyncClient::new(options, reply::CHANNEL);
         let outbox = Arc::new(Outbox::new(client.clone(), window + BEYOND));
-        Ok(Link { eventloop, client, outbox, filters, max_bytes, address: shown(url) })
+        Ok(Link { eventloop, client, outbox, filters, max_bytes, address: shown(url), max_packet: None })
     }
 
     /// A handle to say goodbye with.
@@ -170,11 +172,12 @@ impl Link {
             match self.eventloop.poll().await {
                 Ok(Event::Incoming(Packet::ConnAck(ack))) => {
                     tracing::info!(broker = self.address, resumed = ack.session_present, "connected");
+                    self.max_packet = ack.properties.and_then(|properties| properties.max_packet_size);
                     self.subscribe();
                 }
                 Ok(Event::Incoming(Packet::SubAck(ack))) => {
                     backoff = BACKOFF.0;
-                    self.outbox.connected();
+                    self.outbox.connected(self.max_packet);
                     let refused = ack.return_codes.iter().any(|code| !matches!(code, SubscribeReasonCode::Success(_)));
                     if refused {
                         tracing::error!(codes = ?ack.return_codes, filters = ?self.filters, "a subscription was refused");
@@ -242,9 +245,10 @@ pub struct Arrived {
 fn delivery(publish: Publish, max_bytes: usize) -> Delivery {
     let properties = publish.properties.unwrap_or_default();
     let oversize = (publish.payload.len() > max_bytes).then_some(publish.payload.len());
+    let kept = if oversize.is_some() { super::HEAD } else { publish.payload.len() };
     Delivery {
         topic: String::from_utf8_lossy(&publish.topic).into_owned(),
-        payload: if oversize.is_some() { Vec::new() } else { publish.payload.to_vec() },
+        payload: publish.payload[..kept.min(publish.payload.len())].to_vec(),
         oversize,
         content_type: properties.content_type,
         response_topic: properties.response_topic,

@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::job::{Code, Fault, Job, ReplyTo, Wishes};
+use crate::job::{Code, Fault, Input, Job, ReplyTo, Wishes};
 use crate::topic::{JobTopic, Topics};
 
 pub mod bare;
@@ -12,12 +12,15 @@ pub mod envelope;
 pub mod input;
 pub mod link;
 
+/// Bytes that are kept of a payload over the limit: an envelope may say in them where to reply.
+pub const HEAD: usize = 4096;
+
 /// A job message, as it came.
 #[derive(Debug, Clone, Default)]
 pub struct Delivery {
     /// Topic that it was published to.
     pub topic: String,
-    /// Payload; empty where `oversize` is set.
+    /// Payload; only its first [`HEAD`] bytes where `oversize` is set.
     pub payload: Vec<u8>,
     /// Length in bytes of a payload over the limit, which is not kept.
     pub oversize: Option<usize>,
@@ -49,7 +52,8 @@ pub struct Receipt {
 pub struct Incoming {
     /// The requester's name for the job.
     pub id: Option<String>,
-    /// Where the reply goes, or why it cannot go where the requester wants.
+    /// Where the reply goes, or why it cannot go where the requester wants; that is the job's own fault
+    /// where it cannot be read and names no address.
     pub reply_to: Result<ReplyTo, Fault>,
     /// The job, or what is wrong with it.
     pub job: Result<Job, Fault>,
@@ -82,13 +86,13 @@ pub struct Options {
 
 impl Reader {
     /// Reads a message. Never fails: what is wrong is part of what it gives back.
-    pub fn read(&self, delivery: Delivery) -> Incoming {
+    pub fn read(&self, mut delivery: Delivery) -> Incoming {
         let Some(topic) = self.topics.parse(&delivery.topic) else {
             let fault = Fault::bad("topic", format!("`{}` is not a job topic", delivery.topic));
             return Incoming { id: None, reply_to: Err(fault.clone()), job: Err(fault) };
         };
         let received = delivery.received.unwrap_or_else(Instant::now);
-        let (mut options, input) = match self.body(&topic, &delivery) {
+        let (mut options, input) = match self.body(&topic, &mut delivery) {
             Ok((options, input)) => (options, Ok(input)),
             Err((options, fault)) => (options, Err(fault)),
         };
@@ -96,6 +100,11 @@ impl Reader {
         if options.id.is_none() {
             options.id = topic.client.as_ref().map(|(_, id)| id.clone());
         }
+        let reply_to = match (reply_to, &input) {
+            (None, Err(fault)) => Err(fault.clone()),
+            (None, Ok(_)) => Err(Fault::bad("reply_to", "the job names no reply address")),
+            (Some(reply_to), _) => reply_to,
+        };
         let id = options.id.clone();
         let job = input.and_then(|input| {
             let wishes = wishes(options, delivery.expiry, received)?;
@@ -105,27 +114,29 @@ impl Reader {
     }
 
     /// Options and input. The options come even where the input is at fault: they say where to reply.
-    fn body(&self, topic: &JobTopic, delivery: &Delivery) -> Result<(Options, crate::job::Input), (Options, Fault)> {
-        if let Some(length) = delivery.oversize {
-            let message = format!("a payload of {length} bytes; at most {} are taken", self.max_bytes);
-            let options = bare::options(&delivery.properties).unwrap_or_default();
-            return Err((options, Fault::new(Code::TooLarge, message).field("payload").limit(self.max_bytes)));
-        }
+    fn body(&self, topic: &JobTopic, delivery: &mut Delivery) -> Result<(Options, Input), (Options, Fault)> {
         let content_type = delivery.content_type.as_deref().map(|text| text.split(';').next().unwrap_or(text).trim());
         let json = match content_type {
             None | Some("") => delivery.payload.trim_ascii_start().first() == Some(&b'{'),
             Some(named) => named.eq_ignore_ascii_case("application/json"),
         };
-        if json {
-            return envelope::read(&delivery.payload);
+        let payload = std::mem::take(&mut delivery.payload);
+        if let Some(length) = delivery.oversize {
+            let message = format!("a payload of {length} bytes; at most {} are taken", self.max_bytes);
+            let fault = Fault::new(Code::TooLarge, message).field("payload").limit(self.max_bytes);
+            let options = match json {
+                true => envelope::address(&payload),
+                false => bare::options(&delivery.properties).unwrap_or_else(|(options, _)| options),
+            };
+            return Err((options, fault));
         }
-        let options = match bare::options(&delivery.properties) {
-            Ok(options) => options,
-            Err(fault) => return Err((Options::default(), fault)),
-        };
+        if json {
+            return envelope::read(&payload);
+        }
+        let options = bare::options(&delivery.properties)?;
         let input = match content_type {
-            None | Some("") => bare::by_task(&topic.task, delivery.payload.clone()),
-            Some(named) => bare::by_content_type(&named.to_ascii_lowercase(), &topic.task, delivery.payload.clone()),
+            None | Some("") => bare::by_task(&topic.task, payload),
+            Some(named) => bare::by_content_type(&named.to_ascii_lowercase(), &topic.task, payload),
         };
         match input {
             Ok(input) => Ok((options, input)),
@@ -133,23 +144,22 @@ impl Reader {
         }
     }
 
-    /// Response Topic, else the envelope's `reply_to`, else the topic's CLIENT/ID.
-    fn address(&self, topic: &JobTopic, delivery: &Delivery, options: &Options) -> Result<ReplyTo, Fault> {
+    /// Response Topic, else the envelope's `reply_to`, else the topic's CLIENT/ID; none where there is
+    /// none of them.
+    fn address(&self, topic: &JobTopic, delivery: &Delivery, options: &Options) -> Option<Result<ReplyTo, Fault>> {
         let (address, field) = match (&delivery.response_topic, &options.reply_to) {
             (Some(address), _) => (address, "response_topic"),
             (None, Some(address)) => (address, "reply_to"),
             (None, None) => {
-                return self
-                    .topics
-                    .client_reply(topic)
-                    .map(|topic| ReplyTo { topic, correlation: None })
-                    .ok_or_else(|| Fault::bad("reply_to", "the job names no reply address"));
+                let topic = self.topics.client_reply(topic)?;
+                return Some(Ok(ReplyTo { topic, correlation: None }));
             }
         };
-        self.topics
-            .allow_reply(address, self.reply_to.as_deref())
-            .map_err(|why| Fault::bad(field, format!("no reply can be sent there: {why}")))?;
-        Ok(ReplyTo { topic: address.clone(), correlation: delivery.correlation.clone() })
+        let allowed = self.topics.allow_reply(address, self.reply_to.as_deref());
+        Some(match allowed {
+            Ok(()) => Ok(ReplyTo { topic: address.clone(), correlation: delivery.correlation.clone() }),
+            Err(why) => Err(Fault::bad(field, format!("no reply can be sent there: {why}"))),
+        })
     }
 }
 
