@@ -381,6 +381,9 @@ fn validate(file: raw::File) -> Result<Config, Vec<String>> {
             }
         }
     }
+    if file.models.memory_mib.is_some() {
+        notes.push("models.memory_mib is not enforced by this version: all active models stay loaded".to_owned());
+    }
     if file.uplink.budget_usd_per_day.is_some() {
         notes.push("uplink.budget_usd_per_day is not enforced by this version".to_owned());
     }

@@ -202,12 +202,9 @@ impl Dispatch {
             Ok(output) => output,
             Err(fault) => {
                 tried.stations.push(station(Outcome::Failed, Some(fault.message.clone())));
+                tried.fault = Some(fault.clone());
                 // What cannot be read is no better for a closed model.
-                if fault.code == Code::BadRequest {
-                    return Err(fault);
-                }
-                tried.fault = Some(fault);
-                return Ok(None);
+                return if fault.code == Code::BadRequest { Err(fault) } else { Ok(None) };
             }
         };
         let by = By::Device { model: model.id(), variant: model.variant.precision.as_str().to_owned() };

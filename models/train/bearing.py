@@ -213,6 +213,8 @@ Confidence is max(s, t) / (s + t); below {SURE} the answer counts as uncertain.
 """,
         accuracy[fp32], accuracy[int8], HELD, activation,
         """
+- The strength of the simulated faults and of the noise was set with the held-out accuracy in view, so that the task is
+  neither trivial nor hopeless: the table measures this simulation and nothing more.
 - The data are simulated. Before use on a real machine, record it healthy, compare the scores and set the threshold anew.
 - A flaw that is only beginning, of a ball or the inner race above all, is often missed in a single job; over many
   jobs a rising score shows it.
