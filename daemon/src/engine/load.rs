@@ -10,6 +10,7 @@ use tract_onnx::tract_core::plan::SimpleState;
 use tract_onnx::tract_hir::infer::Factoid;
 
 use super::package::{Dim, Quantization};
+use super::quant;
 use crate::job::TensorOutput;
 use crate::task::Prepared;
 use crate::task::tensor::Elements;
@@ -41,29 +42,8 @@ impl Plan {
                 Dim::Named(name) => bail!("input.shape: `{name}` is dynamic; this version needs its number"),
             })
             .collect::<Result<_>>()?;
-        let mut model = tract_onnx::onnx().model_for_path(path)?;
-        let inputs = model.input_outlets()?.len();
-        ensure!(inputs == 1, "the graph has {inputs} inputs; one is served");
-        let declared = model.input_fact(0)?.clone();
-        let datum = declared.datum_type.concretize().context("the graph does not say its input's type")?;
-        if let Some(rank) = declared.shape.rank().concretize() {
-            ensure!(rank as usize == shape.len(), "input.shape has {} dimensions, the graph {rank}", shape.len());
-        }
-        for (at, dim) in declared.shape.dims().enumerate() {
-            if let Some(fixed) = dim.concretize().and_then(|dim| dim.to_usize().ok()) {
-                ensure!(
-                    shape.get(at) == Some(&fixed),
-                    "input.shape: dimension {at} is {fixed} in the graph, not {:?}",
-                    shape.get(at)
-                );
-            }
-        }
-        // A symbol left in costs four to six times the run.
-        model.set_input_fact(0, InferenceFact::dt_shape(datum, &shape))?;
-        for at in 0..model.output_outlets()?.len() {
-            model.set_output_fact(at, InferenceFact::default())?;
-        }
-        let runnable = model.into_optimized()?.into_runnable()?;
+        let (model, datum) = quant::load(path, |model| fix(model, &shape))?;
+        let runnable = model.into_runnable()?;
         Ok(Plan { runnable, datum, shape })
     }
 
@@ -131,6 +111,32 @@ impl Plan {
             other => bail!("the model's input is of type {other:?}, which this kind of input cannot make"),
         }
     }
+}
+
+/// Gives the graph's one input its shape; the type of its elements.
+fn fix(model: &mut InferenceModel, shape: &[usize]) -> Result<DatumType> {
+    let inputs = model.input_outlets()?.len();
+    ensure!(inputs == 1, "the graph has {inputs} inputs; one is served");
+    let declared = model.input_fact(0)?.clone();
+    let datum = declared.datum_type.concretize().context("the graph does not say its input's type")?;
+    if let Some(rank) = declared.shape.rank().concretize() {
+        ensure!(rank as usize == shape.len(), "input.shape has {} dimensions, the graph {rank}", shape.len());
+    }
+    for (at, dim) in declared.shape.dims().enumerate() {
+        if let Some(fixed) = dim.concretize().and_then(|dim| dim.to_usize().ok()) {
+            ensure!(
+                shape.get(at) == Some(&fixed),
+                "input.shape: dimension {at} is {fixed} in the graph, not {:?}",
+                shape.get(at)
+            );
+        }
+    }
+    // A symbol left in costs four to six times the run.
+    model.set_input_fact(0, InferenceFact::dt_shape(datum, shape))?;
+    for at in 0..model.output_outlets()?.len() {
+        model.set_output_fact(at, InferenceFact::default())?;
+    }
+    Ok(datum)
 }
 
 /// Short name of an element type: `f32`, `i8` …

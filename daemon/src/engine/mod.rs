@@ -3,6 +3,7 @@
 pub mod load;
 pub mod model;
 pub mod package;
+pub mod quant;
 pub mod registry;
 pub mod worker;
 
