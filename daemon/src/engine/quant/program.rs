@@ -52,9 +52,9 @@ impl Window {
         Some([one(0)?, one(1)?])
     }
 
-    /// A row is where it lies already.
-    pub fn is_direct(&self) -> bool {
-        self.kernel == [1, 1] && self.stride == [1, 1] && self.before == [0, 0] && self.source[..2] == self.result
+    /// Bytes from a window's first tap to another, in rows of `columns` pixels.
+    fn offset(&self, tap: [usize; 2], columns: usize) -> usize {
+        (tap[0] * self.dilation[0] * columns + tap[1] * self.dilation[1]) * self.source[2]
     }
 }
 
@@ -71,7 +71,11 @@ pub struct Layer {
     pub groups: usize,
     /// Channels of the result in a group.
     pub channels: usize,
-    /// For each group and block of channels, one [`Block`] for each 4 inputs.
+    /// Runs of bytes that make a row, by the kernel's tap that each starts at.
+    pub segments: Vec<[usize; 2]>,
+    /// Groups of 4 bytes in a segment.
+    pub quads: usize,
+    /// For each group and block of channels, one [`Block`] for each quad of each segment.
     pub weights: Vec<Block>,
     /// What is left of weights that do not fit a byte; as long, or empty.
     pub rest: Vec<Block>,
@@ -94,6 +98,8 @@ pub struct Depthwise {
     pub result: Slot,
     #[expect(missing_docs, reason = "as in Layer")]
     pub window: Window,
+    /// Successive pixels that one block takes: over 1 where channels are few.
+    pub pixels: usize,
     /// Taps of the kernel, rounded up to a multiple of 4; for each block of channels, that many quarters of weights.
     pub taps: Vec<[usize; 2]>,
     #[expect(missing_docs, reason = "as in Layer")]
@@ -222,10 +228,8 @@ pub struct Memory {
     pub bytes: Vec<Vec<u8>>,
     /// Exact.
     pub floats: Vec<Vec<f32>>,
-    patch: Vec<u8>,
     padded: Vec<u8>,
     sums: Vec<Sums>,
-    out: Vec<[u8; LANES]>,
 }
 
 impl Program {
@@ -240,10 +244,8 @@ impl Program {
         spare.unwrap_or_else(|| Memory {
             bytes: self.bytes.iter().map(|n| vec![0; n + SLACK]).collect(),
             floats: self.floats.iter().map(|n| vec![0.0; *n]).collect(),
-            patch: Vec::new(),
             padded: Vec::new(),
             sums: Vec::new(),
-            out: Vec::new(),
         })
     }
 
@@ -362,48 +364,39 @@ impl Program {
     }
 
     fn layer(&self, layer: &Layer, memory: &mut Memory) {
-        let Memory { bytes, floats, patch, sums, out, .. } = memory;
+        let Memory { bytes, floats, padded, sums, .. } = memory;
         let window = &layer.window;
-        let (taken, mut to_bytes, mut to_floats) = match layer.finish {
-            Finish::Bytes(_) => (true, std::mem::take(&mut bytes[layer.result]), Vec::new()),
-            Finish::Floats { .. } => (false, Vec::new(), std::mem::take(&mut floats[layer.result])),
-        };
-        let source = &bytes[layer.source];
+        let mut result = Target::take(&layer.finish, layer.result, bytes, floats);
+        let (source, columns) = padded_source(window, layer.zero, &bytes[layer.source], padded);
+        let [_, _, depth] = window.source;
         let rows = window.result[0] * window.result[1];
-        let inputs = window.source[2] / layer.groups;
-        let quads = (window.kernel[0] * window.kernel[1] * inputs).div_ceil(4);
+        let inputs = depth / layer.groups;
         let blocks = layer.channels.div_ceil(LANES);
         let width = layer.channels * layer.groups;
+        let segments: Vec<usize> = layer.segments.iter().map(|tap| window.offset(*tap, columns)).collect();
+        let size = segments.len() * layer.quads;
         sums.resize(ROWS * BLOCKS * 2, Sums([0; LANES]));
-        out.resize(ROWS, [0; LANES]);
-        patch.resize(ROWS * quads * 4 + SLACK, 0);
-        let direct = window.is_direct();
+        let (sums, more) = sums.split_at_mut(ROWS * BLOCKS);
         for group in 0..layer.groups {
-            let mut row = 0;
-            while row < rows {
+            for row in (0..rows).step_by(ROWS) {
                 let n = ROWS.min(rows - row);
-                let (x, stride) = if direct {
-                    (source[row * window.source[2] + group * inputs..].as_ptr(), window.source[2])
-                } else {
-                    for i in 0..n {
-                        fill(layer, source, row + i, group * inputs, inputs, &mut patch[i * quads * 4..]);
-                    }
-                    (patch.as_ptr(), quads * 4)
-                };
-                let mut block = 0;
-                while block < blocks {
+                let x = std::array::from_fn(|i| {
+                    let row = row + i.min(n - 1);
+                    let pixel = [row / window.result[1] * window.stride[0], row % window.result[1] * window.stride[1]];
+                    source[(pixel[0] * columns + pixel[1]) * depth + group * inputs..].as_ptr()
+                });
+                for block in (0..blocks).step_by(BLOCKS) {
                     let wide = BLOCKS.min(blocks - block);
                     let at = group * blocks + block;
-                    let (sums, more) = sums.split_at_mut(ROWS * BLOCKS);
-                    // SAFETY: `n` rows of `quads` are in the source, its slack or the patch; the weights have
-                    // `quads` for each block; sums have room for the most rows and blocks.
+                    // SAFETY: every row with its segments is in the source and its slack; the weights have as many
+                    // blocks as the segments quads; sums have room for the most rows and blocks.
                     unsafe {
-                        let weights = layer.weights.as_ptr().add(at * quads);
-                        (self.kernels.dot)(x, stride, n, quads, weights, wide, sums.as_mut_ptr());
+                        let weights = layer.weights.as_ptr().add(at * size);
+                        (self.kernels.dot)(&x, n, &segments, layer.quads, weights, wide, sums.as_mut_ptr());
                         if !layer.rest.is_empty() {
-                            let rest = layer.rest.as_ptr().add(at * quads);
-                            (self.kernels.dot)(x, stride, n, quads, rest, wide, more.as_mut_ptr());
-                            for (sum, more) in sums.iter_mut().zip(more) {
+                            let rest = layer.rest.as_ptr().add(at * size);
+                            (self.kernels.dot)(&x, n, &segments, layer.quads, rest, wide, more.as_mut_ptr());
+                            for (sum, more) in sums.iter_mut().zip(&*more) {
                                 sum.0.iter_mut().zip(more.0).for_each(|(sum, more)| *sum = sum.wrapping_add(more));
                             }
                         }
@@ -411,77 +404,45 @@ impl Program {
                     for b in 0..wide {
                         let first = (block + b) * LANES;
                         let lanes = LANES.min(layer.channels - first);
-                        let to = row * width + group * layer.channels + first;
-                        let sums = &sums[b * n..][..n];
+                        let channel = group * layer.channels + first;
                         let (bias, scale) = (&layer.bias[at + b], &layer.scale[at + b]);
-                        if taken {
-                            self.finish_bytes(
-                                layer_to(&layer.finish),
-                                sums,
-                                bias,
-                                scale,
-                                out,
-                                &mut to_bytes[to..],
-                                lanes,
-                                width,
-                            );
-                        } else {
-                            let first = group * layer.channels + first;
-                            finish_floats(&layer.finish, first, sums, bias, scale, &mut to_floats[to..], lanes, width);
-                        }
+                        let to = row * width + channel;
+                        result.finish(
+                            self.kernels,
+                            &layer.finish,
+                            channel,
+                            &sums[b * n..][..n],
+                            bias,
+                            scale,
+                            to,
+                            lanes,
+                            width,
+                        );
                     }
-                    block += wide;
                 }
-                row += n;
             }
         }
-        if taken {
-            bytes[layer.result] = to_bytes;
-        } else {
-            floats[layer.result] = to_floats;
-        }
+        result.give_back(layer.result, bytes, floats);
     }
 
     fn depthwise(&self, layer: &Depthwise, memory: &mut Memory) {
-        let Memory { bytes, floats, padded, sums, out, .. } = memory;
+        let Memory { bytes, floats, padded, sums, .. } = memory;
         let window = &layer.window;
-        let (taken, mut to_bytes, mut to_floats) = match layer.finish {
-            Finish::Bytes(_) => (true, std::mem::take(&mut bytes[layer.result]), Vec::new()),
-            Finish::Floats { .. } => (false, Vec::new(), std::mem::take(&mut floats[layer.result])),
-        };
-        let [height, width, channels] = window.source;
+        let mut result = Target::take(&layer.finish, layer.result, bytes, floats);
+        let (source, columns) = padded_source(window, layer.zero, &bytes[layer.source], padded);
+        let [_, _, channels] = window.source;
         let [tall, wide] = window.result;
-        let span = |axis: usize| {
-            (window.result[axis] - 1) * window.stride[axis] + (window.kernel[axis] - 1) * window.dilation[axis] + 1
-        };
-        let (rows, columns) = (span(0).max(height + window.before[0]), span(1).max(width + window.before[1]));
-        // A copy with its padding: then no tap has to ask where it is.
-        let source: &[u8] = if window.before == [0, 0] && rows == height && columns == width {
-            &bytes[layer.source]
-        } else {
-            padded.clear();
-            padded.resize(rows * columns * channels + SLACK, layer.zero);
-            for row in 0..height {
-                let to = ((row + window.before[0]) * columns + window.before[1]) * channels;
-                padded[to..to + width * channels]
-                    .copy_from_slice(&bytes[layer.source][row * width * channels..][..width * channels]);
-            }
-            padded
-        };
-        let taps: Vec<usize> = layer
-            .taps
-            .iter()
-            .map(|tap| (tap[0] * window.dilation[0] * columns + tap[1] * window.dilation[1]) * channels)
-            .collect();
+        let taps: Vec<usize> = layer.taps.iter().map(|tap| window.offset(*tap, columns)).collect();
         let quads = taps.len() / 4;
+        // Few channels: a block takes some successive pixels at once.
+        let channels = channels * layer.pixels;
+        let (wide, step) = (wide / layer.pixels, window.stride[1] * channels);
         sums.resize(wide.max(ROWS * BLOCKS * 2), Sums([0; LANES]));
-        out.resize(wide.max(ROWS), [0; LANES]);
         for row in 0..tall {
             for block in 0..channels.div_ceil(LANES) {
                 let first = block * LANES;
                 let lanes = LANES.min(channels - first);
-                let x = &source[row * window.stride[0] * columns * channels + first..];
-                let step = window.stride[1] * channels;
+                let x = &source[row * window.stride[0] * columns * window.source[2] + first..];
                 // SAFETY: the last tap of the last pixel ends within the source and its slack.
                 unsafe {
                     let weights = layer.weights.as_ptr().add(block * quads);
@@ -489,118 +450,85 @@ impl Program {
                 }
                 let (bias, scale) = (&layer.bias[block], &layer.scale[block]);
                 let to = row * wide * channels + first;
-                if taken {
-                    self.finish_bytes(
-                        layer_to(&layer.finish),
-                        &sums[..wide],
-                        bias,
-                        scale,
-                        out,
-                        &mut to_bytes[to..],
-                        lanes,
-                        channels,
-                    );
-                } else {
-                    finish_floats(
-                        &layer.finish,
-                        first,
-                        &sums[..wide],
-                        bias,
-                        scale,
-                        &mut to_floats[to..],
-                        lanes,
-                        channels,
-                    );
-                }
+                result.finish(self.kernels, &layer.finish, first, &sums[..wide], bias, scale, to, lanes, channels);
             }
         }
-        if taken {
-            bytes[layer.result] = to_bytes;
-        } else {
-            floats[layer.result] = to_floats;
+        result.give_back(layer.result, bytes, floats);
+    }
+}
+
+/// Where a layer's results go, taken out of the memory while it runs.
+enum Target {
+    Bytes(Vec<u8>),
+    Floats(Vec<f32>),
+}
+
+impl Target {
+    fn take(finish: &Finish, slot: Slot, bytes: &mut [Vec<u8>], floats: &mut [Vec<f32>]) -> Self {
+        match finish {
+            Finish::Bytes(_) => Target::Bytes(std::mem::take(&mut bytes[slot])),
+            Finish::Floats { .. } => Target::Floats(std::mem::take(&mut floats[slot])),
         }
     }
 
+    fn give_back(self, slot: Slot, bytes: &mut [Vec<u8>], floats: &mut [Vec<f32>]) {
+        match self {
+            Target::Bytes(taken) => bytes[slot] = taken,
+            Target::Floats(taken) => floats[slot] = taken,
+        }
+    }
+
+    /// Rounds the sums of one block and puts them at `to`, rows `width` apart; `channel` is the block's first.
     #[allow(clippy::too_many_arguments, reason = "one loop's worth of state")]
-    fn finish_bytes(
-        &self,
-        to: Requant,
+    fn finish(
+        &mut self,
+        kernels: &Kernels,
+        finish: &Finish,
+        channel: usize,
         sums: &[Sums],
         bias: &Sums,
         scale: &[f32; LANES],
-        out: &mut [[u8; LANES]],
-        result: &mut [u8],
+        to: usize,
         lanes: usize,
         width: usize,
     ) {
-        // SAFETY: the table is one that the processor has.
-        unsafe { (self.kernels.requant)(sums, bias, scale, to, &mut out[..sums.len()]) };
-        if lanes == LANES {
-            for (row, out) in out[..sums.len()].iter().enumerate() {
-                result[row * width..][..LANES].copy_from_slice(out);
+        match (self, finish) {
+            (Target::Bytes(out), Finish::Bytes(requant)) => {
+                let out = &mut out[to..];
+                assert!((sums.len() - 1) * width + lanes <= out.len());
+                // SAFETY: asserted; the table is one that the processor has.
+                unsafe { (kernels.requant)(sums, bias, scale, *requant, out.as_mut_ptr(), width, lanes) };
             }
-        } else {
-            for (row, out) in out[..sums.len()].iter().enumerate() {
-                result[row * width..][..lanes].copy_from_slice(&out[..lanes]);
-            }
-        }
-    }
-}
-
-fn layer_to(finish: &Finish) -> Requant {
-    match finish {
-        Finish::Bytes(to) => *to,
-        Finish::Floats { .. } => Requant { zero: 0, low: 0.0, high: 0.0 },
-    }
-}
-
-#[allow(clippy::too_many_arguments, reason = "one loop's worth of state")]
-fn finish_floats(
-    finish: &Finish,
-    first: usize,
-    sums: &[Sums],
-    bias: &Sums,
-    scale: &[f32; LANES],
-    result: &mut [f32],
-    lanes: usize,
-    width: usize,
-) {
-    let Finish::Floats { shift, low, high } = finish else { return };
-    for (row, sums) in sums.iter().enumerate() {
-        for lane in 0..lanes {
-            let sum = sums.0[lane].wrapping_add(bias.0[lane]) as f32 * scale[lane];
-            result[row * width + lane] = (sum + shift[first + lane]).max(*low).min(*high);
-        }
-    }
-}
-
-/// One row of a layer, put together from its taps.
-fn fill(layer: &Layer, source: &[u8], row: usize, first: usize, inputs: usize, patch: &mut [u8]) {
-    let window = &layer.window;
-    let [_, width, channels] = window.source;
-    let result = [row / window.result[1], row % window.result[1]];
-    let mut to = 0;
-    for tall in 0..window.kernel[0] {
-        let ends = (window.at(result, [tall, 0]), window.at(result, [tall, window.kernel[1] - 1]));
-        if let (Some([y, x]), Some(_)) = ends
-            && inputs == channels
-            && window.dilation[1] == 1
-        {
-            let n = window.kernel[1] * channels;
-            patch[to..to + n].copy_from_slice(&source[(y * width + x) * channels..][..n]);
-            to += n;
-            continue;
-        }
-        for wide in 0..window.kernel[1] {
-            match window.at(result, [tall, wide]) {
-                Some([y, x]) => {
-                    patch[to..to + inputs].copy_from_slice(&source[(y * width + x) * channels + first..][..inputs]);
+            (Target::Floats(out), Finish::Floats { shift, low, high }) => {
+                for (row, sums) in sums.iter().enumerate() {
+                    for lane in 0..lanes {
+                        let sum = sums.0[lane].wrapping_add(bias.0[lane]) as f32 * scale[lane];
+                        out[to + row * width + lane] = (sum + shift[channel + lane]).max(*low).min(*high);
+                    }
                 }
-                None => patch[to..to + inputs].fill(layer.zero),
             }
-            to += inputs;
+            _ => unreachable!("taken by the same finish"),
         }
     }
+}
+
+/// The source with its padding, so that no tap has to ask where it is, and the width of its rows.
+fn padded_source<'a>(window: &Window, zero: u8, source: &'a [u8], padded: &'a mut Vec<u8>) -> (&'a [u8], usize) {
+    let [height, width, channels] = window.source;
+    let span = |axis: usize| {
+        (window.result[axis] - 1) * window.stride[axis] + (window.kernel[axis] - 1) * window.dilation[axis] + 1
+    };
+    let (rows, columns) = (span(0).max(height + window.before[0]), span(1).max(width + window.before[1]));
+    if rows == height && columns == width {
+        return (source, columns);
+    }
+    padded.clear();
+    padded.resize(rows * columns * channels + SLACK, zero);
+    for row in 0..height {
+        let to = ((row + window.before[0]) * columns + window.before[1]) * channels;
+        padded[to..to + width * channels].copy_from_slice(&source[row * width * channels..][..width * channels]);
+    }
+    (padded, columns)
 }
 
 /// Calls `each` with a result's pixel, the channels, and the source's pixels under it.
@@ -632,6 +560,18 @@ fn gather<T: Copy>(source: &[T], result: &mut [T], dims: &[usize], strides: &[us
         return;
     };
     let stride = strides[outer.len()];
+    if let Some((runs, before)) = outer.split_last()
+        && before.iter().all(|dim| *dim == 1)
+        && strides[before.len()] == 1
+        && *last < 16
+    {
+        // Planes to pixels: each plane is read in one go.
+        for i in 0..*last {
+            let plane = &source[i * stride..][..*runs];
+            result[i..].iter_mut().step_by(*last).zip(plane).for_each(|(out, x)| *out = *x);
+        }
+        return;
+    }
     let mut index = vec![0; outer.len()];
     let (mut from, mut to) = (0, 0);
     loop {

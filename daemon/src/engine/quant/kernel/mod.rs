@@ -51,15 +51,16 @@ pub struct Requant {
 pub struct Kernels {
     /// Name, as `outpost models bench` and the status show it.
     pub name: &'static str,
-    /// `sums[block][row] = Σ x[row] · w[block]` over `quads` groups of 4 inputs.
+    /// `sums[block][row] = Σ x[row] · w[block]`: a row is `segments`, offsets to its pointer, of `quads` groups of 4
+    /// inputs each.
     ///
     /// # Safety
-    /// `rows` ≤ [`ROWS`] rows of `4 · quads` bytes, `stride` bytes apart, can be read at `x`; `blocks` ≤
-    /// [`BLOCKS`] times `quads` blocks at `w`; `sums` has room for `rows · blocks`. The processor has the instructions.
+    /// The first `rows` ≤ [`ROWS`] pointers have `4 · quads` bytes at each segment; `w` has `segments · quads` blocks for
+    /// each of `blocks` ≤ [`BLOCKS`]; `sums` has room for `rows · blocks`. The processor has the instructions.
     pub dot: unsafe fn(
-        x: *const u8,
-        stride: usize,
+        x: &[*const u8; ROWS],
         rows: usize,
+        segments: &[usize],
         quads: usize,
         w: *const Block,
         blocks: usize,
@@ -72,11 +73,19 @@ pub struct Kernels {
     /// and `w` has a block for each 4; `sums` has room for `pixels`. The processor has the instructions.
     pub depthwise:
         unsafe fn(x: *const u8, step: usize, pixels: usize, taps: &[usize], w: *const Block, sums: *mut Sums),
-    /// Bytes of `sums`, a row of 16 at a time: `out[i]` from `sums[i]`, all with one block's `bias` and `scale`.
+    /// Bytes of `sums`: the first `lanes` of each at `out`, `stride` bytes apart, all with one block's `bias` and `scale`.
     ///
     /// # Safety
-    /// The processor has the instructions.
-    pub requant: unsafe fn(sums: &[Sums], bias: &Sums, scale: &[f32; LANES], to: Requant, out: &mut [[u8; LANES]]),
+    /// `out` has room for them. The processor has the instructions.
+    pub requant: unsafe fn(
+        sums: &[Sums],
+        bias: &Sums,
+        scale: &[f32; LANES],
+        to: Requant,
+        out: *mut u8,
+        stride: usize,
+        lanes: usize,
+    ),
     /// `out = clamp(round(a · by.0 + b · by.1 + by.2))`: an addition of two quantized tensors. `zero` is in `by.2`.
     ///
     /// # Safety
@@ -123,17 +132,20 @@ mod tests {
 
         #[test]
         fn every_dot_equals_the_portable(
-            rows in 1..=ROWS, blocks in 1..=BLOCKS, quads in 0..40_usize, extra in 0..5_usize,
+            rows in 1..=ROWS, blocks in 1..=BLOCKS, quads in 0..20_usize, segments in 1..5_usize, extra in 0..5_usize,
             seed in any::<u64>(), extreme in any::<bool>(),
         ) {
             let mut random = random(seed, extreme);
             let stride = quads * 4 + extra;
-            let x: Vec<u8> = (0..rows * stride + SLACK).map(|_| random() as u8).collect();
-            let w: Vec<Block> = (0..blocks * quads).map(|_| Block(std::array::from_fn(|_| random() as i8))).collect();
+            let x: Vec<u8> = (0..(rows + segments) * stride + SLACK).map(|_| random() as u8).collect();
+            let n = blocks * segments * quads;
+            let w: Vec<Block> = (0..n).map(|_| Block(std::array::from_fn(|_| random() as i8))).collect();
+            let pointers = std::array::from_fn(|row| x[row.min(rows - 1) * stride..].as_ptr());
+            let segments: Vec<usize> = (0..segments).map(|at| at * stride).collect();
             let run = |kernels: &Kernels| {
                 let mut sums = vec![Sums([-1; LANES]); rows * blocks];
                 // SAFETY: the sizes above.
-                unsafe { (kernels.dot)(x.as_ptr(), stride, rows, quads, w.as_ptr(), blocks, sums.as_mut_ptr()) };
+                unsafe { (kernels.dot)(&pointers, rows, &segments, quads, w.as_ptr(), blocks, sums.as_mut_ptr()) };
                 sums
             };
             for kernels in available() {
@@ -163,7 +175,7 @@ mod tests {
 
         #[test]
         fn every_rounding_equals_the_portable(
-            n in 1..70_usize, seed in any::<u64>(), scale in 1e-6_f32..10.0, zero in 0..256_i32,
+            n in 1..70_usize, lanes in 1..=LANES, seed in any::<u64>(), scale in 1e-6_f32..10.0, zero in 0..256_i32,
         ) {
             let mut random = random(seed, false);
             let low = if SIGNED { -128 } else { 0 };
@@ -175,10 +187,10 @@ mod tests {
             let (a, b): (Vec<u8>, Vec<u8>) = (0..n).map(|_| (random() as u8, random() as u8)).unzip();
             let x: Vec<f32> = (0..n).map(|_| (random() as i32 as f32) * 1e-8).collect();
             let run = |kernels: &Kernels| {
-                let (mut out, mut sum, mut steps) = (vec![[0; LANES]; n], vec![0; n], vec![0; n]);
+                let (mut out, mut sum, mut steps) = (vec![0; n * LANES], vec![0; n], vec![0; n]);
                 // SAFETY: the sizes above.
                 unsafe {
-                    (kernels.requant)(&sums, &bias, &scales, to, &mut out);
+                    (kernels.requant)(&sums, &bias, &scales, to, out.as_mut_ptr(), lanes, lanes);
                     (kernels.add)(&a, &b, (scale, 0.5, 3.25), (low as f32, (low + 255) as f32), &mut sum);
                     (kernels.quantize)(&x, scale, to, &mut steps);
                 }

@@ -1,6 +1,6 @@
 //! The reference: plain loops, which the compiler may turn into what vector instructions every processor has.
 
-use super::{Block, Kernels, LANES, Requant, SIGNED, Sums};
+use super::{Block, Kernels, LANES, ROWS, Requant, SIGNED, Sums};
 
 /// Runs anywhere.
 pub const PORTABLE: Kernels =
@@ -12,18 +12,29 @@ fn value(byte: u8) -> i32 {
     if SIGNED { i32::from(byte as i8) } else { i32::from(byte) }
 }
 
-unsafe fn dot(x: *const u8, stride: usize, rows: usize, quads: usize, w: *const Block, blocks: usize, sums: *mut Sums) {
-    for row in 0..rows {
+unsafe fn dot(
+    x: &[*const u8; ROWS],
+    rows: usize,
+    segments: &[usize],
+    quads: usize,
+    w: *const Block,
+    blocks: usize,
+    sums: *mut Sums,
+) {
+    for (row, x) in x[..rows].iter().enumerate() {
         for block in 0..blocks {
             let mut sum = [0_i32; LANES];
-            for quad in 0..quads {
-                // SAFETY: the caller's, see [`Kernels::dot`].
-                let (x, w) = unsafe {
-                    (x.add(row * stride + quad * 4).cast::<[u8; 4]>().read(), &(*w.add(block * quads + quad)).0)
-                };
-                for (lane, sum) in sum.iter_mut().enumerate() {
-                    for i in 0..4 {
-                        *sum = sum.wrapping_add(value(x[i]) * i32::from(w[lane * 4 + i]));
+            for (at, segment) in segments.iter().enumerate() {
+                for quad in 0..quads {
+                    // SAFETY: the caller's, see [`Kernels::dot`].
+                    let (x, w) = unsafe {
+                        let w = w.add((block * segments.len() + at) * quads + quad);
+                        (x.add(segment + quad * 4).cast::<[u8; 4]>().read(), &(*w).0)
+                    };
+                    for (lane, sum) in sum.iter_mut().enumerate() {
+                        for i in 0..4 {
+                            *sum = sum.wrapping_add(value(x[i]) * i32::from(w[lane * 4 + i]));
+                        }
                     }
                 }
             }
@@ -59,12 +70,33 @@ fn byte(x: f32, low: f32, high: f32, zero: i32) -> u8 {
 }
 
 /// See [`Kernels::requant`].
+///
+/// # Safety
+/// As there.
 #[inline(always)]
-pub fn round_sums(sums: &[Sums], bias: &Sums, scale: &[f32; LANES], to: Requant, out: &mut [[u8; LANES]]) {
-    for (sums, out) in sums.iter().zip(out) {
+pub unsafe fn round_sums(
+    sums: &[Sums],
+    bias: &Sums,
+    scale: &[f32; LANES],
+    to: Requant,
+    out: *mut u8,
+    stride: usize,
+    lanes: usize,
+) {
+    for (row, sums) in sums.iter().enumerate() {
+        let mut bytes = [0; LANES];
         for lane in 0..LANES {
             let sum = sums.0[lane].wrapping_add(bias.0[lane]) as f32 * scale[lane];
-            out[lane] = byte(sum, to.low, to.high, to.zero);
+            bytes[lane] = byte(sum, to.low, to.high, to.zero);
+        }
+        // SAFETY: the caller's.
+        unsafe {
+            let out = out.add(row * stride);
+            if lanes == LANES {
+                out.cast::<[u8; LANES]>().write(bytes);
+            } else {
+                out.copy_from_nonoverlapping(bytes.as_ptr(), lanes);
+            }
         }
     }
 }

@@ -26,8 +26,17 @@ pub fn add_available(found: &mut Vec<&'static Kernels>) {
 macro_rules! elementwise {
     ($features:literal, $requant:ident, $add:ident, $quantize:ident) => {
         #[target_feature(enable = $features)]
-        fn $requant(sums: &[Sums], bias: &Sums, scale: &[f32; LANES], to: Requant, out: &mut [[u8; LANES]]) {
-            round_sums(sums, bias, scale, to, out);
+        unsafe fn $requant(
+            sums: &[Sums],
+            bias: &Sums,
+            scale: &[f32; LANES],
+            to: Requant,
+            out: *mut u8,
+            stride: usize,
+            lanes: usize,
+        ) {
+            // SAFETY: the caller's.
+            unsafe { round_sums(sums, bias, scale, to, out, stride, lanes) }
         }
         #[target_feature(enable = $features)]
         fn $add(a: &[u8], b: &[u8], by: (f32, f32, f32), range: (f32, f32), out: &mut [u8]) {
@@ -73,9 +82,9 @@ const VNNI: Kernels = Kernels {
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 unsafe fn dot_vnni(
-    x: *const u8,
-    stride: usize,
+    x: &[*const u8; ROWS],
     rows: usize,
+    segments: &[usize],
     quads: usize,
     w: *const Block,
     blocks: usize,
@@ -83,22 +92,28 @@ unsafe fn dot_vnni(
 ) {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
     unsafe fn tile<const R: usize, const B: usize>(
-        x: *const u8,
-        stride: usize,
+        x: &[*const u8; ROWS],
+        segments: &[usize],
         quads: usize,
-        w: *const Block,
+        mut w: *const Block,
         sums: *mut Sums,
     ) {
         // SAFETY: the caller's, see [`Kernels::dot`].
         unsafe {
+            let between = segments.len() * quads;
             let mut sum = [[_mm512_setzero_si512(); B]; R];
-            for quad in 0..quads {
-                let w: [__m512i; B] = std::array::from_fn(|b| _mm512_load_si512(w.add(b * quads + quad).cast()));
-                for (row, sum) in sum.iter_mut().enumerate() {
-                    let x = _mm512_set1_epi32(x.add(row * stride + quad * 4).cast::<i32>().read_unaligned());
-                    for (sum, w) in sum.iter_mut().zip(w) {
-                        *sum = _mm512_dpbusd_epi32(*sum, x, w);
+            for segment in segments {
+                let mut x: [*const u8; R] = std::array::from_fn(|row| x[row].add(*segment));
+                for _ in 0..quads {
+                    let blocks: [__m512i; B] = std::array::from_fn(|b| _mm512_load_si512(w.add(b * between).cast()));
+                    for (x, sum) in x.iter_mut().zip(&mut sum) {
+                        let four = _mm512_set1_epi32(x.cast::<i32>().read_unaligned());
+                        *x = x.add(4);
+                        for (sum, w) in sum.iter_mut().zip(blocks) {
+                            *sum = _mm512_dpbusd_epi32(*sum, four, w);
+                        }
                     }
+                    w = w.add(1);
                 }
             }
             for (row, sum) in sum.into_iter().enumerate() {
@@ -109,13 +124,13 @@ unsafe fn dot_vnni(
         }
     }
     // SAFETY: the caller's.
-    unsafe { by_size!(tile, rows, blocks, x, stride, quads, w, sums) }
+    unsafe { by_size!(tile, rows, blocks, x, segments, quads, w, sums) }
 }
 
 /// Four taps of 16 channels as four registers of 4 channels by 4 taps.
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn transpose(x: *const u8, taps: &[usize]) -> [__m128i; 4] {
+unsafe fn transpose(x: *const u8, taps: &[usize; 4]) -> [__m128i; 4] {
     // SAFETY: the caller's: four taps with 16 bytes at each.
     let [a, b, c, d]: [__m128i; 4] = std::array::from_fn(|i| unsafe { _mm_loadu_si128(x.add(taps[i]).cast()) });
     let (ab, cd) = (_mm_unpacklo_epi8(a, b), _mm_unpacklo_epi8(c, d));
@@ -130,12 +145,49 @@ unsafe fn transpose(x: *const u8, taps: &[usize]) -> [__m128i; 4] {
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 unsafe fn depthwise_vnni(x: *const u8, step: usize, pixels: usize, taps: &[usize], w: *const Block, sums: *mut Sums) {
-    for pixel in 0..pixels {
+    /// With the number of quads known, taps and weights stay in registers.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+    unsafe fn row<const Q: usize>(
+        x: *const u8,
+        step: usize,
+        pixels: usize,
+        taps: &[[usize; 4]],
+        w: *const Block,
+        sums: *mut Sums,
+    ) {
         // SAFETY: the caller's, see [`Kernels::depthwise`].
         unsafe {
+            let taps: [[usize; 4]; Q] = std::array::from_fn(|quad| taps[quad]);
+            let w: [[__m128i; 4]; Q] = std::array::from_fn(|quad| {
+                std::array::from_fn(|i| _mm_load_si128(w.add(quad).cast::<__m128i>().add(i)))
+            });
+            for pixel in 0..pixels {
+                let x = x.add(pixel * step);
+                let mut sum = [_mm_setzero_si128(); 4];
+                for (taps, w) in taps.iter().zip(&w) {
+                    for (i, x) in transpose(x, taps).into_iter().enumerate() {
+                        sum[i] = _mm_dpbusd_epi32(sum[i], x, w[i]);
+                    }
+                }
+                for (i, sum) in sum.into_iter().enumerate() {
+                    _mm_store_si128(sums.add(pixel).cast::<__m128i>().add(i), sum);
+                }
+            }
+        }
+    }
+    let (quads, _) = taps.as_chunks::<4>();
+    // SAFETY: the caller's, see [`Kernels::depthwise`].
+    unsafe {
+        match quads.len() {
+            1 => return row::<1>(x, step, pixels, quads, w, sums),
+            2 => return row::<2>(x, step, pixels, quads, w, sums),
+            3 => return row::<3>(x, step, pixels, quads, w, sums),
+            _ => {}
+        }
+        for pixel in 0..pixels {
             let x = x.add(pixel * step);
             let mut sum = [_mm_setzero_si128(); 4];
-            for (quad, taps) in taps.chunks_exact(4).enumerate() {
+            for (quad, taps) in quads.iter().enumerate() {
                 let w = w.add(quad).cast::<__m128i>();
                 for (i, x) in transpose(x, taps).into_iter().enumerate() {
                     sum[i] = _mm_dpbusd_epi32(sum[i], x, _mm_load_si128(w.add(i)));
@@ -180,30 +232,38 @@ fn add_products(sum: __m256i, x: (__m256i, __m256i), w: (__m256i, __m256i)) -> _
 
 #[target_feature(enable = "avx2")]
 unsafe fn dot_avx2(
-    x: *const u8,
-    stride: usize,
+    x: &[*const u8; ROWS],
     rows: usize,
+    segments: &[usize],
     quads: usize,
     w: *const Block,
     blocks: usize,
     sums: *mut Sums,
 ) {
-    /// Half a block's 8 channels: two rows of sums and a row's bytes fit the 16 registers.
+    /// Three rows of a block's sums, its weights and a row's bytes fit the 16 registers.
     #[target_feature(enable = "avx2")]
-    unsafe fn tile<const R: usize>(x: *const u8, stride: usize, quads: usize, w: *const Block, sums: *mut Sums) {
+    unsafe fn tile<const R: usize>(
+        x: &[*const u8],
+        segments: &[usize],
+        quads: usize,
+        mut w: *const Block,
+        sums: *mut Sums,
+    ) {
         // SAFETY: the caller's, see [`Kernels::dot`].
         unsafe {
             let mut sum = [[_mm256_setzero_si256(); 2]; R];
-            for quad in 0..quads {
-                let w: [_; 2] = std::array::from_fn(|half| {
-                    signed_pairs(_mm256_load_si256(w.add(quad).cast::<__m256i>().add(half)))
-                });
-                for (row, sum) in sum.iter_mut().enumerate() {
-                    let x = unsigned_pairs(_mm256_set1_epi32(
-                        x.add(row * stride + quad * 4).cast::<i32>().read_unaligned(),
-                    ));
-                    sum[0] = add_products(sum[0], x, w[0]);
-                    sum[1] = add_products(sum[1], x, w[1]);
+            for segment in segments {
+                let mut x: [*const u8; R] = std::array::from_fn(|row| x[row].add(*segment));
+                for _ in 0..quads {
+                    let halves: [_; 2] =
+                        std::array::from_fn(|half| signed_pairs(_mm256_load_si256(w.cast::<__m256i>().add(half))));
+                    for (x, sum) in x.iter_mut().zip(&mut sum) {
+                        let four = unsigned_pairs(_mm256_set1_epi32(x.cast::<i32>().read_unaligned()));
+                        *x = x.add(4);
+                        sum[0] = add_products(sum[0], four, halves[0]);
+                        sum[1] = add_products(sum[1], four, halves[1]);
+                    }
+                    w = w.add(1);
                 }
             }
             for (row, sum) in sum.into_iter().enumerate() {
@@ -214,18 +274,17 @@ unsafe fn dot_avx2(
         }
     }
     for block in 0..blocks {
-        let mut row = 0;
-        while row < rows {
+        for row in (0..rows).step_by(3) {
             // SAFETY: the caller's, within its rows and blocks.
             unsafe {
-                let (x, w, sums) = (x.add(row * stride), w.add(block * quads), sums.add(block * rows + row));
-                match rows - row {
-                    1 => tile::<1>(x, stride, quads, w, sums),
-                    2 => tile::<2>(x, stride, quads, w, sums),
-                    _ => tile::<3>(x, stride, quads, w, sums),
+                let (x, w) = (&x[row..rows], w.add(block * segments.len() * quads));
+                let sums = sums.add(block * rows + row);
+                match x.len() {
+                    1 => tile::<1>(x, segments, quads, w, sums),
+                    2 => tile::<2>(x, segments, quads, w, sums),
+                    _ => tile::<3>(x, segments, quads, w, sums),
                 }
             }
-            row += 3;
         }
     }
 }
@@ -237,7 +296,7 @@ unsafe fn depthwise_avx2(x: *const u8, step: usize, pixels: usize, taps: &[usize
         unsafe {
             let x = x.add(pixel * step);
             let mut sum = [_mm256_setzero_si256(); 2];
-            for (quad, taps) in taps.chunks_exact(4).enumerate() {
+            for (quad, taps) in taps.as_chunks::<4>().0.iter().enumerate() {
                 let w = w.add(quad).cast::<__m256i>();
                 let [a, b, c, d] = transpose(x, taps);
                 let x = [_mm256_set_m128i(b, a), _mm256_set_m128i(d, c)];

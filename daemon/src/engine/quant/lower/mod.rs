@@ -680,11 +680,16 @@ impl Lowering {
                     .extend((0..taps).map(|tap| ([tap / window.kernel[1], tap % window.kernel[1]], Some((part, tap)))));
             }
             places.resize(places.len().next_multiple_of(4), ([0, 0], None));
+            let pixels = if window.stride[1] == 1 && LANES % groups == 0 && window.result[1] % (LANES / groups) == 0 {
+                LANES / groups
+            } else {
+                1
+            };
             let blocks = groups.div_ceil(LANES);
             let mut packed = vec![Block([0; 64]); blocks * places.len() / 4];
             let (mut sums, mut scales) = (vec![Sums([0; LANES]); blocks], vec![[0.0; LANES]; blocks]);
-            for c in 0..groups {
-                let (block, lane) = (c / LANES, c % LANES);
+            for to in 0..groups * pixels {
+                let (c, block, lane) = (to % groups, to / LANES, to % LANES);
                 sums[block].0[lane] = bias[c];
                 scales[block][lane] = factor[c];
                 for (at, (_, source)) in places.iter().enumerate() {
@@ -698,6 +703,7 @@ impl Lowering {
                 source: x.slot,
                 result,
                 window,
+                pixels,
                 taps: places.into_iter().map(|(tap, _)| tap).collect(),
                 weights: packed,
                 bias: sums,
@@ -706,14 +712,21 @@ impl Lowering {
                 finish,
             })));
         } else {
-            let quads = per.div_ceil(4);
+            // Taps beside each other lie beside each other where all channels are taken.
+            let run = if groups == 1 && window.dilation[1] == 1 { window.kernel[1] } else { 1 };
+            let segments: Vec<[usize; 2]> =
+                (0..taps).step_by(run).map(|tap| [tap / window.kernel[1], tap % window.kernel[1]]).collect();
+            let long = per / segments.len();
+            let quads = long.div_ceil(4);
             let pack = |weights: &[i32]| {
-                let mut packed = vec![Block([0; 64]); groups * blocks * quads];
+                let mut packed = vec![Block([0; 64]); groups * blocks * segments.len() * quads];
                 for c in 0..all {
-                    let (group, c_in) = (c / channels, c % channels);
-                    let at = (group * blocks + c_in / LANES) * quads;
+                    let (group, lane) = (c / channels, c % channels);
+                    let at = (group * blocks + lane / LANES) * segments.len() * quads;
                     for k in 0..per {
-                        packed[at + k / 4].0[(c_in % LANES) * 4 + k % 4] = weights[c * per + k] as i8;
+                        let (segment, k_in) = (k / long, k % long);
+                        let block = &mut packed[at + segment * quads + k_in / 4];
+                        block.0[(lane % LANES) * 4 + k_in % 4] = weights[c * per + k] as i8;
                     }
                 }
                 packed
@@ -727,8 +740,10 @@ impl Lowering {
                 window,
                 groups,
                 channels,
+                quads,
                 weights: pack(&parts[0]),
                 rest: if wide { pack(&parts[1]) } else { Vec::new() },
+                segments,
                 bias: each(&|c| bias[c]),
                 scale,
                 zero,
