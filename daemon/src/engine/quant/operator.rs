@@ -40,11 +40,14 @@ pub fn parse(context: &ParsingContext, node: &NodeProto) -> TractResult<(Box<dyn
     Ok((expand(Quantized { body: Arc::new(body), lowered: Arc::default() }), vec![]))
 }
 
+/// What a body was lowered to, and for which inputs.
+type Lowered = (Vec<Fact>, Arc<Unit>);
+
 /// A body, until the shapes of its inputs are known.
 #[derive(Debug, Clone)]
 struct Quantized {
     body: Arc<Body>,
-    lowered: Arc<Mutex<Option<(Vec<Fact>, Arc<Unit>)>>>,
+    lowered: Arc<Mutex<Option<Lowered>>>,
 }
 
 impl Quantized {

@@ -4,7 +4,7 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 
 use super::portable::{add_bytes, round_floats, round_sums};
-use super::{BLOCKS, Block, Kernels, LANES, ROWS, Requant, Sums};
+use super::{Block, Kernels, LANES, ROWS, Requant, Sums};
 
 pub fn add_available(found: &mut Vec<&'static Kernels>) {
     found.push(&NEON);
@@ -14,8 +14,17 @@ pub fn add_available(found: &mut Vec<&'static Kernels>) {
 }
 
 // NEON is part of the architecture: the portable loops are compiled for it as they are.
-unsafe fn requant(sums: &[Sums], bias: &Sums, scale: &[f32; LANES], to: Requant, out: &mut [[u8; LANES]]) {
-    round_sums(sums, bias, scale, to, out);
+unsafe fn requant(
+    sums: &[Sums],
+    bias: &Sums,
+    scale: &[f32; LANES],
+    to: Requant,
+    out: *mut u8,
+    stride: usize,
+    lanes: usize,
+) {
+    // SAFETY: the caller's.
+    unsafe { round_sums(sums, bias, scale, to, out, stride, lanes) }
 }
 unsafe fn add(a: &[u8], b: &[u8], by: (f32, f32, f32), range: (f32, f32), out: &mut [u8]) {
     add_bytes(a, b, by, range, out);
@@ -54,9 +63,9 @@ fn sdot_lane<const L: usize>(mut sum: int32x4_t, a: int8x16_t, b: int8x16_t) -> 
 
 #[target_feature(enable = "dotprod")]
 unsafe fn dot_dotprod(
-    x: *const u8,
-    stride: usize,
+    x: &[*const u8; ROWS],
     rows: usize,
+    segments: &[usize],
     quads: usize,
     w: *const Block,
     blocks: usize,
@@ -64,43 +73,43 @@ unsafe fn dot_dotprod(
 ) {
     /// `R` rows by one block: `4 R` sums, the block's 4 registers and a row's bytes.
     #[target_feature(enable = "dotprod")]
-    unsafe fn tile<const R: usize>(x: *const u8, stride: usize, quads: usize, w: *const Block, sums: *mut Sums) {
+    unsafe fn tile<const R: usize>(
+        x: &[*const u8],
+        segments: &[usize],
+        quads: usize,
+        mut w: *const Block,
+        sums: *mut Sums,
+    ) {
         // SAFETY: the caller's, see [`Kernels::dot`].
         unsafe {
             let mut sum = [[vdupq_n_s32(0); 4]; R];
-            let load = |quad: usize| -> [int8x16_t; 4] {
-                std::array::from_fn(|i| vld1q_s8(w.add(quad).cast::<i8>().add(i * 16)))
-            };
-            let mut quad = 0;
-            while quad + 4 <= quads {
-                let x: [int8x16_t; R] = std::array::from_fn(|row| vld1q_s8(x.add(row * stride + quad * 4).cast()));
-                macro_rules! step {
-                    ($lane:literal) => {
-                        let w = load(quad + $lane);
-                        for row in 0..R {
-                            for i in 0..4 {
-                                sum[row][i] = sdot_lane::<$lane>(sum[row][i], w[i], x[row]);
-                            }
+            macro_rules! block {
+                ($row:ident, $x:ident, $i:ident, $add:expr) => {
+                    let weights: [int8x16_t; 4] = std::array::from_fn(|i| vld1q_s8(w.cast::<i8>().add(i * 16)));
+                    w = w.add(1);
+                    for $row in 0..R {
+                        for $i in 0..4 {
+                            let $x = weights[$i];
+                            sum[$row][$i] = $add;
                         }
-                    };
-                }
-                step!(0);
-                step!(1);
-                step!(2);
-                step!(3);
-                quad += 4;
-            }
-            while quad < quads {
-                let w = load(quad);
-                for row in 0..R {
-                    let x = vreinterpretq_s8_s32(vdupq_n_s32(
-                        x.add(row * stride + quad * 4).cast::<i32>().read_unaligned(),
-                    ));
-                    for i in 0..4 {
-                        sum[row][i] = sdot(sum[row][i], w[i], x);
                     }
+                };
+            }
+            for segment in segments {
+                let mut at: [*const u8; R] = std::array::from_fn(|row| x[row].add(*segment));
+                for _ in 0..quads / 4 {
+                    let x: [int8x16_t; R] = std::array::from_fn(|row| vld1q_s8(at[row].cast()));
+                    block!(row, weights, i, sdot_lane::<0>(sum[row][i], weights, x[row]));
+                    block!(row, weights, i, sdot_lane::<1>(sum[row][i], weights, x[row]));
+                    block!(row, weights, i, sdot_lane::<2>(sum[row][i], weights, x[row]));
+                    block!(row, weights, i, sdot_lane::<3>(sum[row][i], weights, x[row]));
+                    at.iter_mut().for_each(|at| *at = at.add(16));
                 }
-                quad += 1;
+                for _ in 0..quads % 4 {
+                    let x: [int8x16_t; R] = std::array::from_fn(|row| four(at[row]));
+                    block!(row, weights, i, sdot(sum[row][i], weights, x[row]));
+                    at.iter_mut().for_each(|at| *at = at.add(4));
+                }
             }
             for (row, sum) in sum.into_iter().enumerate() {
                 for (i, sum) in sum.into_iter().enumerate() {
@@ -109,25 +118,30 @@ unsafe fn dot_dotprod(
             }
         }
     }
-    debug_assert!(rows <= ROWS && blocks <= BLOCKS);
     for block in 0..blocks {
-        let mut row = 0;
-        while row < rows {
-            // SAFETY: the caller's, within its rows and blocks.
-            unsafe {
-                let (x, w, sums) = (x.add(row * stride), w.add(block * quads), sums.add(block * rows + row));
-                match rows - row {
-                    1 => tile::<1>(x, stride, quads, w, sums),
-                    2 => tile::<2>(x, stride, quads, w, sums),
-                    3 => tile::<3>(x, stride, quads, w, sums),
-                    4 => tile::<4>(x, stride, quads, w, sums),
-                    5 => tile::<5>(x, stride, quads, w, sums),
-                    _ => tile::<6>(x, stride, quads, w, sums),
-                }
+        // SAFETY: the caller's, within its blocks.
+        unsafe {
+            let (x, w, sums) = (&x[..rows], w.add(block * segments.len() * quads), sums.add(block * rows));
+            match rows {
+                1 => tile::<1>(x, segments, quads, w, sums),
+                2 => tile::<2>(x, segments, quads, w, sums),
+                3 => tile::<3>(x, segments, quads, w, sums),
+                4 => tile::<4>(x, segments, quads, w, sums),
+                5 => tile::<5>(x, segments, quads, w, sums),
+                _ => tile::<6>(x, segments, quads, w, sums),
             }
-            row += 6;
         }
     }
+}
+
+/// The 4 bytes at `x`, four times.
+///
+/// # Safety
+/// They can be read.
+#[inline(always)]
+unsafe fn four(x: *const u8) -> int8x16_t {
+    // SAFETY: the caller's.
+    unsafe { vreinterpretq_s8_s32(vdupq_n_s32(x.cast::<i32>().read_unaligned())) }
 }
 
 #[target_feature(enable = "dotprod")]
@@ -163,52 +177,61 @@ unsafe fn depthwise_dotprod(
 }
 
 unsafe fn dot_neon(
-    x: *const u8,
-    stride: usize,
+    x: &[*const u8; ROWS],
     rows: usize,
+    segments: &[usize],
     quads: usize,
     w: *const Block,
     blocks: usize,
     sums: *mut Sums,
 ) {
-    /// `R` rows by one block. Each register of products holds two halves of a channel's four; pairs are added last.
-    unsafe fn tile<const R: usize>(x: *const u8, stride: usize, quads: usize, w: *const Block, sums: *mut Sums) {
+    /// `R` rows by one block. Each register of sums holds two halves of a channel's four; pairs are added last.
+    unsafe fn tile<const R: usize>(
+        x: &[*const u8],
+        segments: &[usize],
+        quads: usize,
+        mut w: *const Block,
+        sums: *mut Sums,
+    ) {
         // SAFETY: the caller's, see [`Kernels::dot`].
         unsafe {
             let mut sum = [[vdupq_n_s32(0); 8]; R];
-            for quad in 0..quads {
-                let x: [int8x8_t; R] = std::array::from_fn(|row| {
-                    vreinterpret_s8_s32(vdup_n_s32(x.add(row * stride + quad * 4).cast::<i32>().read_unaligned()))
-                });
-                let w = w.add(quad).cast::<i8>();
-                for i in 0..8 {
-                    let w = vld1_s8(w.add(i * 8));
-                    for row in 0..R {
-                        sum[row][i] = vpadalq_s16(sum[row][i], vmull_s8(w, x[row]));
+            for segment in segments {
+                let mut x: [*const u8; R] = std::array::from_fn(|row| x[row].add(*segment));
+                for _ in 0..quads {
+                    let bytes: [int8x16_t; R] = std::array::from_fn(|row| four(x[row]));
+                    for i in 0..4 {
+                        let w = vld1q_s8(w.cast::<i8>().add(i * 16));
+                        for row in 0..R {
+                            let low = vmull_s8(vget_low_s8(w), vget_low_s8(bytes[row]));
+                            sum[row][2 * i] = vpadalq_s16(sum[row][2 * i], low);
+                            sum[row][2 * i + 1] = vpadalq_s16(sum[row][2 * i + 1], vmull_high_s8(w, bytes[row]));
+                        }
                     }
+                    x.iter_mut().for_each(|x| *x = x.add(4));
+                    w = w.add(1);
                 }
             }
             for (row, sum) in sum.into_iter().enumerate() {
                 for i in 0..4 {
-                    vst1q_s32(sums.add(row).cast::<i32>().add(i * 4), vpaddq_s32(sum[2 * i], sum[2 * i + 1]));
+                    let pairs = vpaddq_s32(sum[2 * i], sum[2 * i + 1]);
+                    vst1q_s32(sums.add(row).cast::<i32>().add(i * 4), pairs);
                 }
             }
         }
     }
-    debug_assert!(rows <= ROWS && blocks <= BLOCKS);
     for block in 0..blocks {
-        let mut row = 0;
-        while row < rows {
+        for row in (0..rows).step_by(3) {
             // SAFETY: the caller's, within its rows and blocks.
             unsafe {
-                let (x, w, sums) = (x.add(row * stride), w.add(block * quads), sums.add(block * rows + row));
-                match rows - row {
-                    1 => tile::<1>(x, stride, quads, w, sums),
-                    2 => tile::<2>(x, stride, quads, w, sums),
-                    _ => tile::<3>(x, stride, quads, w, sums),
+                let (x, w) = (&x[row..rows], w.add(block * segments.len() * quads));
+                let sums = sums.add(block * rows + row);
+                match x.len() {
+                    1 => tile::<1>(x, segments, quads, w, sums),
+                    2 => tile::<2>(x, segments, quads, w, sums),
+                    _ => tile::<3>(x, segments, quads, w, sums),
                 }
             }
-            row += 3;
         }
     }
 }

@@ -46,51 +46,56 @@ pub struct Requant {
     pub high: f32,
 }
 
+/// `sums[block][row] = Σ x[row] · w[block]`: a row is `segments`, offsets to its pointer, of `quads` groups of 4
+/// inputs each.
+///
+/// # Safety
+/// The first `rows` ≤ [`ROWS`] pointers have `4 · quads` bytes at each segment; `w` has `segments · quads` blocks for
+/// each of `blocks` ≤ [`BLOCKS`]; `sums` has room for `rows · blocks`. The processor has the instructions.
+pub type Dot = unsafe fn(
+    x: &[*const u8; ROWS],
+    rows: usize,
+    segments: &[usize],
+    quads: usize,
+    w: *const Block,
+    blocks: usize,
+    sums: *mut Sums,
+);
+
+/// One block of channels of a depthwise convolution: `sums[p][c] = Σ x[p · step + tap + c] · w[tap][c]`.
+///
+/// # Safety
+/// 16 bytes can be read at `x + p · step + tap` for every pixel and tap; the number of taps is a multiple of 4
+/// and `w` has a block for each 4; `sums` has room for `pixels`. The processor has the instructions.
+pub type Depthwise =
+    unsafe fn(x: *const u8, step: usize, pixels: usize, taps: &[usize], w: *const Block, sums: *mut Sums);
+
+/// Bytes of `sums`: the first `lanes` of each at `out`, `stride` bytes apart, all with one block's `bias` and `scale`.
+///
+/// # Safety
+/// `out` has room for them. The processor has the instructions.
+pub type Finish =
+    unsafe fn(sums: &[Sums], bias: &Sums, scale: &[f32; LANES], to: Requant, out: *mut u8, stride: usize, lanes: usize);
+
+/// `out = clamp(round(a · by.0 + b · by.1 + by.2))`: an addition of two quantized tensors. `zero` is in `by.2`.
+///
+/// # Safety
+/// The three slices are as long. The processor has the instructions.
+pub type Add = unsafe fn(a: &[u8], b: &[u8], by: (f32, f32, f32), range: (f32, f32), out: &mut [u8]);
+
 /// The functions of one instruction set.
 #[derive(Clone, Copy)]
 pub struct Kernels {
     /// Name, as `outpost models bench` and the status show it.
     pub name: &'static str,
-    /// `sums[block][row] = Σ x[row] · w[block]`: a row is `segments`, offsets to its pointer, of `quads` groups of 4
-    /// inputs each.
-    ///
-    /// # Safety
-    /// The first `rows` ≤ [`ROWS`] pointers have `4 · quads` bytes at each segment; `w` has `segments · quads` blocks for
-    /// each of `blocks` ≤ [`BLOCKS`]; `sums` has room for `rows · blocks`. The processor has the instructions.
-    pub dot: unsafe fn(
-        x: &[*const u8; ROWS],
-        rows: usize,
-        segments: &[usize],
-        quads: usize,
-        w: *const Block,
-        blocks: usize,
-        sums: *mut Sums,
-    ),
-    /// One block of channels of a depthwise convolution: `sums[p][c] = Σ x[p · step + tap + c] · w[tap][c]`.
-    ///
-    /// # Safety
-    /// 16 bytes can be read at `x + p · step + tap` for every pixel and tap; the number of taps is a multiple of 4
-    /// and `w` has a block for each 4; `sums` has room for `pixels`. The processor has the instructions.
-    pub depthwise:
-        unsafe fn(x: *const u8, step: usize, pixels: usize, taps: &[usize], w: *const Block, sums: *mut Sums),
-    /// Bytes of `sums`: the first `lanes` of each at `out`, `stride` bytes apart, all with one block's `bias` and `scale`.
-    ///
-    /// # Safety
-    /// `out` has room for them. The processor has the instructions.
-    pub requant: unsafe fn(
-        sums: &[Sums],
-        bias: &Sums,
-        scale: &[f32; LANES],
-        to: Requant,
-        out: *mut u8,
-        stride: usize,
-        lanes: usize,
-    ),
-    /// `out = clamp(round(a · by.0 + b · by.1 + by.2))`: an addition of two quantized tensors. `zero` is in `by.2`.
-    ///
-    /// # Safety
-    /// The three slices are as long. The processor has the instructions.
-    pub add: unsafe fn(a: &[u8], b: &[u8], by: (f32, f32, f32), range: (f32, f32), out: &mut [u8]),
+    /// See [`Dot`].
+    pub dot: Dot,
+    /// See [`Depthwise`].
+    pub depthwise: Depthwise,
+    /// See [`Finish`].
+    pub requant: Finish,
+    /// See [`Add`].
+    pub add: Add,
     /// `out = clamp(round(x · inverse scale ...) + zero)`: quantizes floats, dividing by `scale`.
     ///
     /// # Safety

@@ -674,13 +674,18 @@ impl Lowering {
         let wide = parts[1].iter().any(|w| *w != 0);
         if channels == 1 && groups > 1 && window.source[2] == groups {
             let copies = 1 + usize::from(wide);
-            let mut places: Vec<([usize; 2], Option<(usize, usize)>)> = Vec::new();
+            /// A tap of the kernel, and the part and tap of the weights on it.
+            type Place = ([usize; 2], Option<(usize, usize)>);
+            let mut places: Vec<Place> = Vec::new();
             for part in 0..copies {
                 places
                     .extend((0..taps).map(|tap| ([tap / window.kernel[1], tap % window.kernel[1]], Some((part, tap)))));
             }
             places.resize(places.len().next_multiple_of(4), ([0, 0], None));
-            let pixels = if window.stride[1] == 1 && LANES % groups == 0 && window.result[1] % (LANES / groups) == 0 {
+            let pixels = if window.stride[1] == 1
+                && LANES.is_multiple_of(groups)
+                && window.result[1].is_multiple_of(LANES / groups)
+            {
                 LANES / groups
             } else {
                 1
