@@ -63,7 +63,9 @@ def model_of(row):
         model = forms.dynamic(net, form)
     else:
         model = forms.static(net, form)
-    return f"{form}.{net.name}", net.shape, model, sorted(net.left)
+    # In between, what is quantized dynamically is floats.
+    left = sorted(net.left) + (["elementwise"] if form.startswith("dyn") else [])
+    return f"{form}.{net.name}", net.shape, model, left
 
 
 def saturates():

@@ -212,7 +212,11 @@ def activations():
             net = Net(f"act_{kind}", [1, 3, 6, 7],
                       opset={"HardSwish": 14, "Mish": 18, "Gelu": 20}.get(kind, 13))
             x = net.conv("x", 16, 3, pads=[1, 1, 1, 1])
-            x = net.op("PRelu", x, net.bias(16).reshape(16, 1, 1)) if kind == "PRelu" else net.activation(x, kind)
+            if kind == "PRelu":
+                x = net.op("PRelu", x, net.bias(16).reshape(16, 1, 1))
+                net.left.add("*")
+            else:
+                x = net.activation(x, kind)
             return net.out(net.conv(x, 5, 1))
         yield make
 
@@ -299,7 +303,7 @@ def branched():
         y = net.activation(net.conv("x", 8, 3, pads=[1, 1, 1, 1]), "Relu")
         y = net.op("Resize", y, "", np.array([1, 1, 2, 2], np.float32), mode="linear",
                    coordinate_transformation_mode="half_pixel")
-        net.left.add("Resize")
+        net.left.add("*")
         return net.out(net.conv(y, 5, 1))
 
     def padded():
@@ -514,7 +518,7 @@ def branched():
         net = Net("upconv", [1, 3, 6, 6])
         y = net.activation(net.conv("x", 8, 3, pads=[1, 1, 1, 1]), "Relu")
         y = net.op("ConvTranspose", y, net.weights(8, 4, 2, 2), strides=[2, 2], channels=4)
-        net.left.add("Deconv")
+        net.left.add("*")
         return net.out(net.conv(y, 5, 3))
 
     def normalized():
@@ -527,7 +531,7 @@ def branched():
         net = Net("layernorm", [1, 6, 16], opset=17)
         y = net.matmul("x", 16, 24)
         y = net.op("LayerNormalization", y, np.abs(net.bias(24)) + 0.5, net.bias(24), axis=-1)
-        net.left.update(["LayerNormalization"])
+        net.left.add("*")
         return net.out(net.matmul(y, 24, 5))
 
     def argmax():
@@ -538,7 +542,7 @@ def branched():
     def elementwise_max():
         net = Net("maxof", [1, 3, 6, 6])
         a, b = net.conv("x", 8, 1), net.conv("x", 8, 1)
-        net.left.update(["Max"])
+        net.left.add("*")
         return net.out(net.conv(net.op("Max", a, b), 5, 1))
 
     def gathered():
