@@ -83,7 +83,7 @@ fn layer(numbers: Numbers) -> Lowered<Layer> {
 }
 
 fn depthwise(numbers: Numbers) -> Lowered<Depthwise> {
-    let Numbers { source, result, window, groups, weights, bias, factor, zero, finish } = numbers;
+    let Numbers { source, result, window, groups, weights, bias, factor, zero, mut finish } = numbers;
     let [tall, wide] = window.kernel;
     let parts = split(&weights);
     // Few channels: a block takes some successive pixels at once.
@@ -93,6 +93,9 @@ fn depthwise(numbers: Numbers) -> Lowered<Depthwise> {
     } else {
         1
     };
+    if let Finish::Floats { shift, .. } = &mut finish {
+        *shift = shift.repeat(pixels);
+    }
     // Taps in fours: a part of the weights and a tap, or none. As columns, neighbouring pixels share them.
     let columns = parts.len() == 1 && matches!(tall, 3 | 4);
     let fours: Vec<[Option<(usize, [usize; 2])>; 4]> = if columns {
