@@ -52,6 +52,11 @@ impl Plan {
         short(self.datum)
     }
 
+    /// Names of the operators that it runs.
+    pub fn operators(&self) -> Vec<String> {
+        self.runnable.model().nodes().iter().map(|node| node.op.name().into_owned()).collect()
+    }
+
     /// What a thread needs to run it.
     ///
     /// # Errors

@@ -13,7 +13,10 @@ use tract_onnx::pb::attribute_proto::AttributeType;
 use tract_onnx::pb::{AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto};
 use tract_onnx::prelude::*;
 
-use super::operator;
+use super::lower::pointwise::UNARY;
+use super::lower::shape::MOVES;
+use super::normal::normal;
+use super::{operator, plain};
 
 /// What is known of a tensor before shapes are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,8 +39,10 @@ enum Kind {
 pub fn load<T>(path: &Path, prepare: impl Fn(&mut InferenceModel) -> Result<T>) -> Result<(TypedModel, T)> {
     let mut onnx = tract_onnx::onnx();
     onnx.op_register.insert(operator::NAME, operator::parse);
-    let proto = onnx.proto_model_for_path(path)?;
+    plain::register(&mut onnx);
     let dir = path.parent().and_then(Path::to_str);
+    let read = |tensor: &TensorProto| tract_onnx::tensor::load_tensor(&*onnx.provider, tensor, dir).ok();
+    let proto = normal(&onnx.proto_model_for_path(path)?, &read);
     let mut left = HashSet::new();
     loop {
         operator::refused();
@@ -91,30 +96,27 @@ fn lowered(node: &NodeProto, kinds: &HashMap<&str, Kind>) -> Option<Kind> {
         "Transpose" | "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze" | "Identity" | "Dropout" => {
             (matches!(first, Bytes | Lazy | Weights) && constant(1..n)).then_some(first)
         }
-        "MaxPool" => matches!(first, Bytes | Lazy).then_some(first),
-        "Relu" | "LeakyRelu" | "Sigmoid" | "Tanh" | "HardSigmoid" | "HardSwish" | "Elu" | "Exp" | "Abs" | "Neg"
-        | "Softplus" | "Sqrt" | "AveragePool" | "GlobalAveragePool" | "ReduceMean" => {
-            (first == Lazy && constant(1..n)).then_some(Lazy)
-        }
+        "MaxPool" | "GlobalMaxPool" => matches!(first, Bytes | Lazy).then_some(first),
         "Clip" => (first == Lazy).then_some(Lazy),
+        "AveragePool" | "GlobalAveragePool" | "ReduceMean" => (first == Lazy && constant(1..n)).then_some(Lazy),
+        op if UNARY.contains(&op) => (first == Lazy).then_some(Lazy),
+        op if MOVES.contains(&op) => (matches!(first, Bytes | Lazy) && constant(1..n)).then_some(first),
         "Softmax" => (first == Lazy).then_some(Floats),
-        "Conv" | "Gemm" | "MatMul" => (first == Lazy && second == Some(Weights)).then_some(Lazy),
-        "Add" | "Sub" | "Mul" => {
+        plain::DYNAMIC => matches!(first, Lazy | Floats).then_some(Lazy),
+        "Conv" => (first == Lazy && second == Some(Weights)).then_some(Lazy),
+        "Gemm" | "MatMul" => {
+            let both = [first, second?];
+            (both.contains(&Lazy) && both.iter().all(|kind| matches!(kind, Lazy | Weights))).then_some(Lazy)
+        }
+        "Add" | "Sub" | "Mul" | "Div" => {
             let both = [first, second?];
             (both.contains(&Lazy) && !both.contains(&Floats) && !both.contains(&Bytes)).then_some(Lazy)
         }
-        "Concat" => (0..n).all(|at| kind(at) == Some(Lazy)).then_some(Lazy),
-        "QGemm" => constant(1..n).then_some(if kind(7).is_some() { Bytes } else { Lazy }),
-        "QLinearConv"
-        | "QLinearMatMul"
-        | "QLinearAdd"
-        | "QLinearMul"
-        | "QLinearConcat"
-        | "QLinearAveragePool"
-        | "QLinearGlobalAveragePool"
-        | "QLinearSigmoid"
-        | "QLinearLeakyRelu"
-        | "QLinearSoftmax" => Some(Bytes),
+        "Concat" => {
+            let kinds: Vec<_> = (0..n).map(kind).collect();
+            let fit = kinds.iter().all(|kind| matches!(kind, Some(Lazy | Weights)));
+            (fit && kinds.contains(&Some(Lazy))).then_some(Lazy)
+        }
         _ => None,
     }
 }
