@@ -100,7 +100,7 @@ impl<'a> Writer<'a> {
             {
                 constants.insert(output, value);
             }
-            node.output.iter().for_each(|name| drop(made_by.insert(name.as_str(), at)));
+            made_by.extend(node.output.iter().map(|name| (name.as_str(), at)));
             let inputs: HashSet<&str> = node.input.iter().map(String::as_str).collect();
             inputs.into_iter().for_each(|name| readers.entry(name).or_default().push(at));
         }
