@@ -17,11 +17,11 @@ pub const NAME: &str = "OutpostQuantized";
 pub const BODY: &str = "body";
 
 thread_local! {
-    static REFUSED: RefCell<Option<Refused>> = const { RefCell::new(None) };
+    static REFUSED: RefCell<Vec<Refused>> = const { RefCell::new(Vec::new()) };
 }
 
-/// The node that the last attempt in this thread could not lower.
-pub fn refused() -> Option<Refused> {
+/// The nodes that the last attempt in this thread could not lower.
+pub fn refused() -> Vec<Refused> {
     REFUSED.take()
 }
 
@@ -65,8 +65,9 @@ impl Quantized {
             return Ok(Arc::clone(unit));
         }
         let unit = lower::lower(&self.body, facts).map_err(|refused| {
-            REFUSED.set(Some(refused.clone()));
-            format_err!("{refused}")
+            let why = refused.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+            REFUSED.with_borrow_mut(|all| all.extend(refused));
+            format_err!("{why}")
         })?;
         let unit = Arc::new(unit);
         *lowered = Some((facts.to_vec(), Arc::clone(&unit)));
