@@ -82,6 +82,9 @@ fn layer(numbers: Numbers) -> Lowered<Layer> {
     })
 }
 
+/// Taps that are read together: a part of the weights and a place in the kernel, or none.
+type Four = [Option<(usize, [usize; 2])>; 4];
+
 fn depthwise(numbers: Numbers) -> Lowered<Depthwise> {
     let Numbers { source, result, window, groups, weights, bias, factor, zero, finish } = numbers;
     let [tall, wide] = window.kernel;
@@ -93,9 +96,9 @@ fn depthwise(numbers: Numbers) -> Lowered<Depthwise> {
     } else {
         1
     };
-    // Taps in fours: a part of the weights and a tap, or none. As columns, neighbouring pixels share them.
+    // As columns, neighbouring pixels share them.
     let columns = parts.len() == 1 && matches!(tall, 3 | 4);
-    let fours: Vec<[Option<(usize, [usize; 2])>; 4]> = if columns {
+    let fours: Vec<Four> = if columns {
         (0..wide).map(|x| std::array::from_fn(|y| (y < tall).then_some((0, [y, x])))).collect()
     } else {
         let taps = (0..parts.len() * tall * wide).map(|at| {
@@ -116,7 +119,7 @@ fn depthwise(numbers: Numbers) -> Lowered<Depthwise> {
             }
         }
     }
-    let tap = |four: &[Option<(usize, [usize; 2])>; 4]| -> Lowered<[u32; 4]> {
+    let tap = |four: &Four| -> Lowered<[u32; 4]> {
         // A tap that is not there has no weight: the first one is read again.
         let first = four[0].map_or([0, 0], |(_, tap)| tap);
         let taps = offsets(four.iter().map(|tap| window.tap(tap.map_or(first, |(_, tap)| tap))))?;
