@@ -1,7 +1,8 @@
 //! Quantized graphs of every kind and form, made by `tests/conformance/generate.py`, against onnxruntime's answers.
 //!
 //! Integers are right within one step, floats that are dequantized integers within one of their scale, other floats
-//! within 1e-4 of their size. What is quantized through and through must run as one program of ours.
+//! within 1e-4 of their size: of onnxruntime's answer, or of what lies between its answers with and without its
+//! optimisations. What is quantized through and through must run as one program of ours.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -39,6 +40,8 @@ struct Output {
 struct Tally {
     exact: usize,
     all: usize,
+    /// Values that are right by the answer without optimisations only.
+    plain: usize,
 }
 
 const SOURCES: [&str; 5] = ["generate.py", "forms.py", "hand.py", "nets.py", "requirements.txt"];
@@ -120,33 +123,38 @@ fn check(folder: &Path, graph: &Graph, tally: &mut Tally) -> Result<(), String> 
             .run(&mut state, &Prepared::Raw(input), None)
             .map_err(|error| format!("run {run}: {error:#}"))?
             .remove(0);
+        let mut answers = || -> Vec<Vec<f64>> {
+            let sizes = graph.outputs.iter().map(|output| (&output.dtype, output.shape.iter().product()));
+            sizes.map(|(dtype, n)| numbers(&take(&mut data, dtype, n))).collect()
+        };
+        let (expected, plain) = (answers(), answers());
         for (at, (output, found)) in graph.outputs.iter().zip(&found).enumerate() {
-            let expected = numbers(&take(&mut data, &output.dtype, output.shape.iter().product()));
             let place = format!("run {run}, output {at}");
             if found.shape != output.shape {
                 return Err(format!("{place}: shape {:?} instead of {:?}", found.shape, output.shape));
             }
             let integer = output.dtype != "float32";
-            let size = expected.iter().fold(0.0_f64, |size, x| size.max(x.abs()));
-            let mut worst = (0.0, 0.0, 0.0);
-            for (found, expected) in found.data.iter().zip(&expected) {
+            let size = expected[at].iter().fold(0.0_f64, |size, x| size.max(x.abs()));
+            let mut worst = (0.0, 0.0, 0.0, 0.0);
+            for ((found, expected), plain) in found.data.iter().zip(&expected[at]).zip(&plain[at]) {
                 let allowed = match output.step {
                     _ if integer => 1.0,
                     Some(step) => step * 1.001,
                     None => 1e-4 * expected.abs() + 1e-5 * size,
                 };
-                let off = (found - expected).abs();
                 if integer || output.step.is_some() {
                     tally.all += 1;
-                    tally.exact += usize::from(off == 0.0);
+                    tally.exact += usize::from(found == expected);
                 }
-                let off = if off.is_nan() { f64::INFINITY } else { off };
-                if off > allowed && off > worst.0 {
-                    worst = (off, *found, *expected);
+                let off = (found - expected.min(*plain)).min(0.0).abs() + (found - expected.max(*plain)).max(0.0);
+                tally.plain += usize::from(off <= allowed && (found - expected).abs() > allowed);
+                if !(off <= allowed) && (off > worst.0 || off.is_nan()) {
+                    worst = (off, *found, *expected, *plain);
                 }
             }
-            if worst.0 > 0.0 {
-                return Err(format!("{place}: {} instead of {} (step {:?})", worst.1, worst.2, output.step));
+            if worst != (0.0, 0.0, 0.0, 0.0) {
+                let (_, found, expected, plain) = worst;
+                return Err(format!("{place}: {found} instead of {expected} or {plain} (step {:?})", output.step));
             }
         }
     }
@@ -185,7 +193,7 @@ fn quantized_graphs_answer_as_onnxruntime_does() {
     }
     let mut failed: BTreeMap<&str, String> = BTreeMap::new();
     let mut tally = Tally::default();
-    let mut inexact = 0;
+    let (mut inexact, mut by_plain) = (0, 0);
     for graph in &graphs {
         let mut own = Tally::default();
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| check(&folder, graph, &mut own)));
@@ -193,6 +201,8 @@ fn quantized_graphs_answer_as_onnxruntime_does() {
             failed.insert(&graph.name, why);
         }
         inexact += usize::from(own.exact < own.all);
+        by_plain += usize::from(own.plain > 0);
+        tally.plain += own.plain;
         tally.all += own.all;
         tally.exact += own.exact;
     }
@@ -201,6 +211,10 @@ fn quantized_graphs_answer_as_onnxruntime_does() {
         graphs.len(),
         100.0 * tally.exact as f64 / tally.all.max(1) as f64,
         tally.all
+    );
+    println!(
+        "{} values of {by_plain} graphs lie over a step from the optimised answer, not from the plain one",
+        tally.plain
     );
     let list: Vec<String> = failed.iter().map(|(name, why)| format!("{name}: {why}")).collect();
     assert!(list.is_empty(), "{} of {} graphs:\n{}", list.len(), graphs.len(), list.join("\n"));

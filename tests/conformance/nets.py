@@ -15,6 +15,7 @@ class Net:
         self.rng = np.random.default_rng(zlib.crc32(name.encode()))
         self.nodes, self.constants, self.outputs = [], [], []
         self.channels = {"x": shape[1] if len(shape) > 1 else shape[0]}
+        # Operators that may be left to tract, by what it calls them; "*": any.
         self.left = set()
 
     def constant(self, value):
@@ -314,6 +315,7 @@ def branched():
 
     def padded_input():
         net = Net("paddedinput", [1, 3, 8, 8])
+        net.left.add("Pad")
         y = net.op("Pad", "x", np.array([0, 0, 1, 1, 0, 0, 1, 1], np.int64))
         return net.out(net.conv(y, 5, 3, strides=[2, 2]))
 
@@ -326,6 +328,7 @@ def branched():
 
     def focus():
         net = Net("focus", [1, 3, 8, 8])
+        net.left.add("Downsample")
         index = lambda *v: np.array(v, np.int64)
         parts = [net.op("Slice", "x", index(i, j), index(1 << 40, 1 << 40), index(2, 3), index(2, 2))
                  for i in (0, 1) for j in (0, 1)]
@@ -425,6 +428,7 @@ def branched():
     def two_activations(shape, perm):
         def make():
             net = Net("mm" + "x".join(map(str, shape)), shape)
+            net.left.add("OptMax")
             a = net.op("Relu", "x")
             b = net.op("Transpose", net.op("Sigmoid", "x"), perm=perm)
             return net.out(net.op("MatMul", a, b))
@@ -450,6 +454,8 @@ def branched():
         def make():
             net = Net(f"{kind.lower()}_{'x'.join(map(str, shape)) or 'scalar'}", [1, 5, 6, 7])
             y = net.activation(net.conv("x", 8, 3, pads=[1, 1, 1, 1]), "Tanh")
+            if kind == "Sub" and shape:
+                net.left.add("OptSub")
             y = net.op(kind, y, net.rng.uniform(0.2, 1.5, shape).astype(np.float32))
             return net.out(net.conv(y, 5, 1))
         return make
@@ -479,12 +485,14 @@ def branched():
 
     def turned():
         net = Net("turned", [1, 8, 8, 3])
+        net.left.add("MoveAxis")
         y = net.op("Transpose", "x", perm=[0, 3, 1, 2], channels=3)
         y = net.activation(net.conv(y, 17, 3, pads=[1, 1, 1, 1]), "Relu")
         return net.out(net.op("Transpose", y, perm=[0, 2, 3, 1]))
 
     def unsqueezed():
         net = Net("unsqueezed", [1, 3, 20])
+        net.left.add("IntoShape")
         y = net.op("Unsqueeze", "x", np.array([2], np.int64))
         y = net.activation(net.conv(y, 8, [1, 3]), "Relu")
         y = net.op("Squeeze", y, np.array([2], np.int64))
@@ -523,6 +531,7 @@ def branched():
 
     def normalized():
         net = Net("normalized", [1, 3, 6, 6])
+        net.left.add("*")
         y = net.conv("x", 8, 3, bias=False)
         y = net.op("BatchNormalization", y, np.abs(net.bias(8)) + 0.5, net.bias(8), net.bias(8), np.abs(net.bias(8)) + 1)
         return net.out(net.conv(net.activation(y, "Relu"), 5, 1))

@@ -264,14 +264,16 @@ pub enum Step {
         result: Slot,
         window: Window,
     },
-    /// `clamp(round((Σ x - n · zero) scale / n))`; `all`: padding counts in n.
+    /// Means of what the bytes stand for, from one scale to another; `all`: padding counts.
     MeanPool {
         source: Slot,
         result: Slot,
         window: Window,
         zero: i32,
-        scale: f32,
+        scales: [f32; 2],
         all: bool,
+        /// Sums are of floats, which decides what a half is rounded to.
+        floats: bool,
         to: Requant,
     },
     /// `rows` runs of `length` bytes, put at `offset` of rows `stride` apart.
@@ -452,22 +454,31 @@ impl Program {
                 });
                 bytes[*result] = out;
             }
-            Step::MeanPool { source, result, window, zero, scale, all, to } => {
+            Step::MeanPool { source, result, window, zero, scales: [from, by], all, floats, to } => {
                 let mut out = std::mem::take(&mut bytes[*result]);
                 let taps = window.kernel[0] * window.kernel[1];
-                let mut sums = vec![0_i32; window.source[2]];
-                pool(window, |at, channels, from| {
-                    sums.fill(0);
+                let count = |n: usize| if *all { taps } else { n.max(1) } as f32;
+                let (mut sums, mut sizes) = (vec![0_i32; window.source[2]], vec![0.0_f32; window.source[2]]);
+                pool(window, |at, channels, taps| {
                     let mut n = 0;
-                    for at in from {
+                    sums.fill(0);
+                    sizes.fill(0.0);
+                    for at in taps {
                         let x = &bytes[*source][at * channels..][..channels];
-                        sums.iter_mut().zip(x).for_each(|(sum, x)| *sum += value(*x) - zero);
+                        if *floats {
+                            sizes.iter_mut().zip(x).for_each(|(sum, x)| *sum += (value(*x) - zero) as f32 * from);
+                        } else {
+                            sums.iter_mut().zip(x).for_each(|(sum, x)| *sum += value(*x) - zero);
+                        }
                         n += 1;
                     }
-                    let n = if *all { taps } else { n.max(1) };
-                    let scale = scale / n as f32;
                     let out = &mut out[at * channels..][..channels];
-                    out.iter_mut().zip(&sums).for_each(|(out, sum)| *out = round(*sum as f32 * scale, *to));
+                    if *floats {
+                        out.iter_mut().zip(&sizes).for_each(|(out, sum)| *out = round(sum / count(n) / by, *to));
+                    } else {
+                        let scale = from / (by * count(n));
+                        out.iter_mut().zip(&sums).for_each(|(out, sum)| *out = round(*sum as f32 * scale, *to));
+                    }
                 });
                 bytes[*result] = out;
             }
@@ -582,8 +593,15 @@ impl Program {
         let ((left, a_zero), (right, b_zero)) = (numbers(0), numbers(1));
         let mut out = Output::take(&matrix.finish, matrix.result, bytes, floats);
         let (blocks, quads) = (columns.div_ceil(LANES), depth.div_ceil(4));
-        // A difference of two bytes is over a byte: two weights for each, on the same inputs.
-        let mut weights = vec![Block([0; 64]); blocks * 2 * quads];
+        // A difference of two bytes may be over a byte: some weights for each, on the same inputs.
+        let least = if super::kernel::SIGNED { -128 } else { 0 } - b_zero;
+        let parts = match (least, least + 255) {
+            (-128, 127) => 1,
+            (_, ..=254) => 2,
+            _ => 3,
+        };
+        let segments = vec![0; parts];
+        let mut weights = vec![Block([0; 64]); blocks * parts * quads];
         let scale = vec![Scales([matrix.scale * (left * right); LANES]); blocks];
         let starts: Vec<u32> = (0..rows).map(|row| (row * depth) as u32).collect();
         let to: Vec<u32> = (0..rows).map(|row| (row * columns) as u32).collect();
@@ -596,17 +614,21 @@ impl Program {
                 for k in 0..depth {
                     let w = value(b[k * strides[0] + column * strides[1]]) - b_zero;
                     total += w;
-                    let (first, at) = (w.clamp(-128, 127), block * 2 * quads + k / 4);
-                    weights[at].0[lane * 4 + k % 4] = first as i8;
-                    weights[at + quads].0[lane * 4 + k % 4] = (w - first) as i8;
+                    let mut left = w;
+                    for part in 0..parts {
+                        let own = left.clamp(-128, 127);
+                        weights[(block * parts + part) * quads + k / 4].0[lane * 4 + k % 4] = own as i8;
+                        left -= own;
+                    }
                 }
                 bias[block].0[lane] = -total * a_zero;
             }
             let x = &bytes[matrix.a][start[0]..];
             assert!(rows * depth + quads * 4 - depth <= x.len());
-            let of = Product { x: x.as_ptr(), rows: &starts, segments: &[0, 0], quads, weights: &weights, bias: &bias };
+            let of =
+                Product { x: x.as_ptr(), rows: &starts, segments: &segments, quads, weights: &weights, bias: &bias };
             let run = |target: &Target| {
-                // SAFETY: asserted; there are as many blocks of weights as the two segments take.
+                // SAFETY: asserted; there are as many blocks of weights as the segments take.
                 unsafe { (self.kernels.product)(&of, target) };
             };
             out.finish(&matrix.finish, run, sums, &scale, &to, product * rows * columns, 0..columns);

@@ -10,7 +10,8 @@ use std::path::Path;
 use anyhow::Result;
 use tract_onnx::Onnx;
 use tract_onnx::pb::attribute_proto::AttributeType;
-use tract_onnx::pb::{AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto};
+use tract_onnx::pb::tensor_proto::DataType;
+use tract_onnx::pb::{AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, type_proto};
 use tract_onnx::prelude::*;
 
 use super::lower::pointwise::UNARY;
@@ -121,6 +122,13 @@ fn lowered(node: &NodeProto, kinds: &HashMap<&str, Kind>) -> Option<Kind> {
     }
 }
 
+fn is_bytes(input: &ValueInfoProto) -> bool {
+    let Some(type_proto::Value::TensorType(tensor)) = input.r#type.as_ref().and_then(|of| of.value.as_ref()) else {
+        return false;
+    };
+    [DataType::Uint8 as i32, DataType::Int8 as i32].contains(&tensor.elem_type)
+}
+
 fn cut(graph: &GraphProto, left: &HashSet<String>) -> GraphProto {
     let mut constants: HashMap<&str, TensorProto> = HashMap::new();
     for tensor in &graph.initializer {
@@ -132,6 +140,9 @@ fn cut(graph: &GraphProto, left: &HashSet<String>) -> GraphProto {
         }
     }
     let mut kinds: HashMap<&str, Kind> = constants.keys().map(|name| (*name, Kind::Constant)).collect();
+    for input in graph.input.iter().filter(|input| is_bytes(input)) {
+        kinds.entry(&input.name).or_insert(Kind::Bytes);
+    }
     let mut made_by: HashMap<&str, usize> = HashMap::new();
     let mut own: Vec<Option<Kind>> = Vec::new();
     for (at, node) in graph.node.iter().enumerate() {

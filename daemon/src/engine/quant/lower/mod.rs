@@ -473,14 +473,23 @@ impl Lowering {
                     }
                     Source::Pair(pair) => self.matrix(*pair, |_| Finish::Bytes(to), grid.scale)?,
                     Source::Mean(mean) => {
-                        let Mean { table, images, window, all, shape, order } = *mean;
+                        let Mean { table, images, window, all, floats, shape, order } = *mean;
                         let from = known(&table)?;
                         let (n, m) = (table.view.len(), shape.iter().product::<usize>());
-                        let (scale, zero) = (from.scale / grid.scale, from.zero);
+                        let (scales, zero) = ([from.scale, grid.scale], from.zero);
                         let sizes = [n / images.max(1), m / images.max(1)];
                         let slot = self.images(images, table.view.slot, sizes, false, |lowering, source| {
                             let result = lowering.new_bytes(sizes[1]);
-                            lowering.steps.push(Step::MeanPool { source, result, window, zero, scale, all, to });
+                            lowering.steps.push(Step::MeanPool {
+                                source,
+                                result,
+                                window,
+                                zero,
+                                scales,
+                                all,
+                                floats,
+                                to,
+                            });
                             Ok(result)
                         })?;
                         View { slot, shape, order }

@@ -86,7 +86,7 @@ fn layer(numbers: Numbers) -> Lowered<Layer> {
 type Four = [Option<(usize, [usize; 2])>; 4];
 
 fn depthwise(numbers: Numbers) -> Lowered<Depthwise> {
-    let Numbers { source, result, window, groups, weights, bias, factor, zero, finish } = numbers;
+    let Numbers { source, result, window, groups, weights, bias, factor, zero, mut finish } = numbers;
     let [tall, wide] = window.kernel;
     let parts = split(&weights);
     // Few channels: a block takes some successive pixels at once.
@@ -96,6 +96,9 @@ fn depthwise(numbers: Numbers) -> Lowered<Depthwise> {
     } else {
         1
     };
+    if let Finish::Floats { shift, .. } = &mut finish {
+        *shift = shift.repeat(pixels);
+    }
     // As columns, neighbouring pixels share them.
     let columns = parts.len() == 1 && matches!(tall, 3 | 4);
     let fours: Vec<Four> = if columns {

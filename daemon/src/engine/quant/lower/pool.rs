@@ -14,6 +14,8 @@ pub(super) struct Mean {
     pub window: Window,
     /// Padding counts.
     pub all: bool,
+    /// As onnxruntime does it under windows; over everything its sums are integers.
+    pub floats: bool,
     pub shape: Vec<usize>,
     pub order: Vec<usize>,
 }
@@ -59,7 +61,7 @@ impl Lowering {
             table.view = self.ordered(&table.view, &order);
             let shape = spatial_shape(&table.view.shape, window.source[2], window.result);
             let all = attribute(node, "count_include_pad", 0) != 0;
-            Mean { images: shape[0], table, window, all, shape, order }
+            Mean { images: shape[0], table, window, all, floats: true, shape, order }
         } else {
             let (gone, keep) = self.reduced(node, rank)?;
             let stay: Vec<usize> = (0..rank).filter(|axis| !gone.contains(axis)).collect();
@@ -75,7 +77,7 @@ impl Lowering {
                 if keep { (0..rank).map(dim).collect() } else { stay.iter().map(|a| dim(*a)).collect() };
             table.view = self.ordered(&table.view, &order);
             let order = (0..shape.len()).collect();
-            Mean { table, images: count, window, all: false, shape, order }
+            Mean { table, images: count, window, all: false, floats: false, shape, order }
         };
         let source = Source::Mean(Box::new(mean));
         Ok(Value::Pending { source, low: f32::NEG_INFINITY, high: f32::INFINITY })

@@ -1,7 +1,6 @@
 //! Convolutions and products of matrices.
 
 use tract_onnx::pb::NodeProto;
-use tract_onnx::prelude::*;
 
 use super::window::{flat, last, spatial_shape, window};
 use super::{

@@ -1,7 +1,12 @@
 //! What only moves values: they stay the bytes that they are.
 
 use tract_onnx::pb::tensor_proto::DataType;
-use tract_onnx::pb::{GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, ValueInfoProto};
+use tract_onnx::pb::tensor_shape_proto::Dimension;
+use tract_onnx::pb::tensor_shape_proto::dimension::Value::DimValue;
+use tract_onnx::pb::{
+    GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, TensorShapeProto, TypeProto, ValueInfoProto,
+    type_proto,
+};
 use tract_onnx::prelude::*;
 
 use super::window::{attribute_list, axis_of};
@@ -59,14 +64,35 @@ impl Lowering {
                 let tensor = weights.tensor.as_ref().clone().permute_axes(&perm).map_err(|error| error.to_string())?;
                 Ok(Value::Integers(Integers { tensor: Arc::new(tensor), axis, ..weights }))
             }
-            Value::Pending { source: Source::Linear(mut linear), low, high } => {
-                let view = View { slot: 0, shape: linear.shape.clone(), order: linear.order.clone() };
-                let turned = self.turned(&view, perm)?;
-                (linear.shape, linear.order) = (turned.shape, turned.order);
-                Ok(Value::Pending { source: Source::Linear(linear), low, high })
+            Value::Pending { mut source, low, high } => {
+                match &mut source {
+                    Source::Linear(linear) => self.turn(&mut linear.shape, &mut linear.order, perm)?,
+                    Source::Mean(mean) => self.turn(&mut mean.shape, &mut mean.order, perm)?,
+                    Source::Sum(a, b) | Source::Product(a, b) if a.view.shape.len() == b.view.shape.len() => {
+                        a.view = self.turned(&a.view, perm)?;
+                        b.view = self.turned(&b.view, perm)?;
+                    }
+                    Source::Concat { parts, axis } => {
+                        let perm = permutation(perm, parts[0].view.shape.len())?;
+                        let list: Vec<i64> = perm.iter().map(|axis| *axis as i64).collect();
+                        for part in parts.iter_mut() {
+                            part.view = self.turned(&part.view, Some(&list))?;
+                        }
+                        *axis = perm.iter().position(|from| from == axis).ok_or("perm")?;
+                    }
+                    _ => return Err("of what is not yet rounded".to_owned()),
+                }
+                Ok(Value::Pending { source, low, high })
             }
             _ => Err("of floats".to_owned()),
         }
+    }
+
+    fn turn(&self, shape: &mut Vec<usize>, order: &mut Vec<usize>, perm: Option<&[i64]>) -> Lowered<()> {
+        let view = View { slot: 0, shape: std::mem::take(shape), order: std::mem::take(order) };
+        let turned = self.turned(&view, perm)?;
+        (*shape, *order) = (turned.shape, turned.order);
+        Ok(())
     }
 
     /// The same bytes, seen with their dimensions in another order.
@@ -230,7 +256,7 @@ impl Lowering {
             return Err("moved by itself".to_owned());
         }
         let graph = GraphProto {
-            input: vec![ValueInfoProto { name: node.input[0].clone(), ..ValueInfoProto::default() }],
+            input: vec![float_input(&node.input[0], shape)],
             output: vec![ValueInfoProto { name: node.output[0].clone(), ..ValueInfoProto::default() }],
             node: vec![node],
             initializer,
@@ -264,6 +290,14 @@ impl Lowering {
 /// Operators that only move values, by constants.
 pub(in crate::engine::quant) const MOVES: [&str; 8] =
     ["Slice", "Pad", "Gather", "Expand", "Tile", "Resize", "DepthToSpace", "SpaceToDepth"];
+
+fn float_input(name: &str, shape: &[usize]) -> ValueInfoProto {
+    let dim = |dim: &usize| Dimension { value: Some(DimValue(*dim as i64)), ..Dimension::default() };
+    let shape = TensorShapeProto { dim: shape.iter().map(dim).collect() };
+    let tensor = type_proto::Tensor { elem_type: DataType::Float as i32, shape: Some(shape) };
+    let r#type = TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..TypeProto::default() };
+    ValueInfoProto { name: name.to_owned(), r#type: Some(r#type), ..ValueInfoProto::default() }
+}
 
 /// A constant as ONNX has it.
 fn proto(name: &str, tensor: &Tensor) -> Lowered<TensorProto> {
