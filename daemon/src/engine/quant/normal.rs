@@ -53,7 +53,7 @@ fn pruned(nodes: Vec<NodeProto>, graph: &GraphProto) -> Vec<NodeProto> {
 }
 
 /// Names that a node's own graphs read.
-fn inner_names(node: &NodeProto, read: &mut HashSet<String>) {
+pub(super) fn inner_names(node: &NodeProto, read: &mut HashSet<String>) {
     for graph in node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs)) {
         read.extend(graph.output.iter().map(|output| output.name.clone()));
         for node in &graph.node {
@@ -100,7 +100,7 @@ impl<'a> Writer<'a> {
             {
                 constants.insert(output, value);
             }
-            node.output.iter().for_each(|name| drop(made_by.insert(name.as_str(), at)));
+            made_by.extend(node.output.iter().map(|name| (name.as_str(), at)));
             let inputs: HashSet<&str> = node.input.iter().map(String::as_str).collect();
             inputs.into_iter().for_each(|name| readers.entry(name).or_default().push(at));
         }

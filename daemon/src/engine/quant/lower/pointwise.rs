@@ -3,9 +3,7 @@
 use tract_onnx::pb::NodeProto;
 
 use super::window::{axis_of, text};
-use super::{
-    Grid, Integers, Lowered, Lowering, Source, Table, Value, View, attribute, floats, integers, known, spread,
-};
+use super::{Grid, Lowered, Lowering, Source, Table, Value, View, floats, integers, known, spread};
 use crate::engine::quant::program::Step;
 
 /// Functions of one value.
