@@ -14,6 +14,7 @@ use tract_onnx::pb::{AttributeProto, GraphProto, ModelProto, NodeProto, TensorPr
 use tract_onnx::prelude::*;
 
 use super::operator;
+use crate::engine::float;
 
 /// What is known of a tensor before shapes are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +61,8 @@ fn attempt<T>(
 ) -> Result<(TypedModel, T)> {
     let mut model = onnx.parse(proto, dir)?.model;
     let known = prepare(&mut model)?;
+    // What is left in floats: our own operators where they serve.
+    let model = float::rewrite(model.into_typed()?.into_decluttered()?)?;
     Ok((model.into_optimized()?, known))
 }
 
