@@ -4,13 +4,14 @@ use std::collections::HashMap;
 
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::internal::*;
+use tract_onnx::tract_core::ops::Downsample;
 use tract_onnx::tract_core::ops::binary::TypedBinOp;
 use tract_onnx::tract_core::ops::cnn::{Conv, MaxPool, PaddingSpec, PoolSpec, SumPool};
 use tract_onnx::tract_core::ops::einsum::EinSum;
 use tract_onnx::tract_core::ops::nn::{DataFormat, Reduce, Reducer, Softmax, SoftmaxKind};
 
 use super::kernel::{self, LANES, Lanes};
-use super::program::{Grid, Layer, Program, Slot, Step, Window};
+use super::program::{Dim, Grid, Layer, Program, Slot, Step, Window};
 
 /// Height, width and channels of a buffer, as axes go along them.
 const HEIGHT: usize = 0;
@@ -78,6 +79,9 @@ pub fn fits(model: &TypedModel, node: &TypedNode) -> bool {
     if let Some(reduce) = node.op_as::<Reduce>() {
         return reduce.reducer == Reducer::Sum;
     }
+    if let Some(sample) = node.op_as::<Downsample>() {
+        return sample.stride > 0;
+    }
     node.op_is::<SumPool>() || node.op_is::<AxisOp>() || node.op_is::<Softmax>()
 }
 
@@ -90,7 +94,12 @@ pub fn weighs(node: &TypedNode) -> bool {
 ///
 /// # Errors
 /// The node that cannot be lowered.
-pub fn lower(model: &TypedModel, nodes: &[usize], inputs: &[OutletId], outputs: &[OutletId]) -> Result<Program, Refused> {
+pub fn lower(
+    model: &TypedModel,
+    nodes: &[usize],
+    inputs: &[OutletId],
+    outputs: &[OutletId],
+) -> Result<Program, Refused> {
     let mut lowering = Lowering { model, outputs, values: HashMap::new(), steps: Vec::new(), grids: Vec::new() };
     let refused = |node: usize| move |why: String| Refused { node, why };
     for (at, input) in inputs.iter().enumerate() {
@@ -110,7 +119,7 @@ pub fn lower(model: &TypedModel, nodes: &[usize], inputs: &[OutletId], outputs: 
         let Some(Value::Buffer { slot, shape, along }) = lowering.values.get(output).cloned() else {
             return Err(Refused { node: output.node, why: "an input as it is".to_owned() });
         };
-        let dims = shape.iter().zip(&along).filter_map(|(n, along)| along.map(|along| (*n, along))).collect();
+        let dims = dims(&shape, &along);
         lowering.steps.push(Step::Write { source: slot, output: at, dims });
         shapes.push(shape);
     }
@@ -163,13 +172,14 @@ impl Lowering<'_> {
                     let axis = along.iter().position(|along| *along == Some(to));
                     axis.and_then(|axis| have[axis]).unwrap_or(CHANNEL)
                 };
-                let dims = (0..3).map(|to| (size[to], from(to))).collect();
+                let dims = (0..3).map(|to| Dim::of(size[to], from(to))).collect();
                 let result = self.grid([height, width], depth);
                 self.steps.push(Step::Gather { source: *slot, result, dims });
                 Ok(result)
             }
             Value::Input { at, strides, .. } => {
-                let step = |to: usize| along.iter().position(|along| *along == Some(to)).map_or(0, |axis| strides[axis]);
+                let step =
+                    |to: usize| along.iter().position(|along| *along == Some(to)).map_or(0, |axis| strides[axis]);
                 let result = self.grid([height, width], depth);
                 self.steps.push(Step::Read { input: *at, result, strides: [step(HEIGHT), step(WIDTH), step(CHANNEL)] });
                 Ok(result)
@@ -259,7 +269,24 @@ impl Lowering<'_> {
         if let Some(op) = node.op_as::<AxisOp>() {
             return self.axes(node, op);
         }
+        if let Some(sample) = node.op_as::<Downsample>() {
+            return self.sampled(node, sample);
+        }
         Err("of another kind".to_owned())
+    }
+
+    /// Every nth line or pixel.
+    fn sampled(&mut self, node: &TypedNode, sample: &Downsample) -> Lowered<Value> {
+        let value = self.value(node, 0)?;
+        let Value::Buffer { slot, along, .. } = value else { return Err("some lines of an input".to_owned()) };
+        let (result, value) = self.result(node, &along)?;
+        let Grid { size, depth, .. } = self.grids[result];
+        let mut dims = vec![Dim::of(size[0], HEIGHT), Dim::of(size[1], WIDTH), Dim::of(depth, CHANNEL)];
+        let Some(axis) = along[sample.axis] else { return Err("some of one line".to_owned()) };
+        dims[axis].step = sample.stride.unsigned_abs();
+        dims[axis].first = sample.modulo;
+        self.steps.push(Step::Gather { source: slot, result, dims });
+        Ok(value)
     }
 
     /// A pool's or a convolution's source, its window, and the axes that both have.
@@ -306,8 +333,7 @@ impl Lowering<'_> {
         let joined = !each && groups == 1 && window.dilation[1] == 1;
         let across = if joined { 1 } else { window.kernel[1] };
         let length = if each { 0 } else { inputs * window.kernel[1] / across };
-        let runs: Vec<[usize; 2]> =
-            (0..window.kernel[0]).flat_map(|y| (0..across).map(move |x| [y, x])).collect();
+        let runs: Vec<[usize; 2]> = (0..window.kernel[0]).flat_map(|y| (0..across).map(move |x| [y, x])).collect();
         let mut weights = Vec::new();
         let mut biases = Vec::new();
         for group in 0..groups {
@@ -328,7 +354,17 @@ impl Lowering<'_> {
             }
         }
         self.layer(Layer {
-            source, result, plus: None, window, groups, channels, taps: runs, length, weights, bias: biases, range: OPEN,
+            source,
+            result,
+            plus: None,
+            window,
+            groups,
+            channels,
+            taps: runs,
+            length,
+            weights,
+            bias: biases,
+            range: OPEN,
         });
         Ok(value)
     }
@@ -352,7 +388,7 @@ impl Lowering<'_> {
         let mut along = vec![None; value.shape().len()];
         let mut result_along = vec![None; self.shape(OutletId::new(node.id, 0))?.len()];
         let (mut inner, mut outer) = (None, None);
-        let mut rows = [WIDTH, HEIGHT].into_iter();
+        let mut rows: Vec<(usize, usize)> = Vec::new();
         for axis in sum.axes.iter_all_axes() {
             let one = |list: &[usize]| match list {
                 [] => Ok(None),
@@ -371,14 +407,27 @@ impl Lowering<'_> {
                     outer = w;
                     result_along[out] = Some(CHANNEL);
                 }
-                (true, false, Some(out)) => {
-                    let row = rows.next().ok_or("a product of many axes")?;
-                    along[x.ok_or("an axis")?] = Some(row);
-                    result_along[out] = Some(row);
-                }
+                (true, false, Some(out)) => rows.push((x.ok_or("an axis")?, out)),
                 (false, false, _) => {}
                 _ => return Err("a product of another kind".to_owned()),
             }
+        }
+        // Rows stay as they lie, where they do.
+        rows.sort_unstable();
+        let lie = |axis: usize| match &value {
+            Value::Buffer { along, .. } => along[axis].filter(|along| *along != CHANNEL),
+            Value::Input { .. } => None,
+        };
+        let as_is = rows.iter().all(|(axis, _)| lie(*axis).is_some());
+        let free = match rows.len() {
+            0 | 1 => &[WIDTH][..],
+            2 => &[HEIGHT, WIDTH][..],
+            _ => return Err("a product of many axes".to_owned()),
+        };
+        for ((axis, out), free) in rows.iter().zip(free) {
+            let row = if as_is { lie(*axis) } else { Some(*free) };
+            along[*axis] = row;
+            result_along[*out] = row;
         }
         let source = self.buffer(&value, &along)?;
         let (result, value) = self.result(node, &result_along)?;
@@ -399,7 +448,16 @@ impl Lowering<'_> {
         let bias = vec![Lanes([0.0; LANES]); channels.div_ceil(LANES)];
         let window = Window { kernel: [1, 1], stride: [1, 1], dilation: [1, 1], before: [0, 0] };
         self.layer(Layer {
-            source, result, plus: None, window, groups: 1, channels, taps: vec![[0, 0]], length: inputs, weights, bias,
+            source,
+            result,
+            plus: None,
+            window,
+            groups: 1,
+            channels,
+            taps: vec![[0, 0]],
+            length: inputs,
+            weights,
+            bias,
             range: OPEN,
         });
         Ok(value)
@@ -420,9 +478,7 @@ impl Lowering<'_> {
             _ => return Err("an addition of inputs".to_owned()),
         };
         let slots = [self.buffer(&a, &along)?, self.buffer(&b, &along)?];
-        let open = |step: &Step| {
-            matches!(step, Step::Layer(layer) if layer.plus.is_none() && layer.range == OPEN)
-        };
+        let open = |step: &Step| matches!(step, Step::Layer(layer) if layer.plus.is_none() && layer.range == OPEN);
         let makers = [0, 1].map(|at| self.made_for(node, at).filter(|step| open(&self.steps[*step])));
         // The later of the two may add the other: that is there by then.
         let later = match makers {
@@ -598,7 +654,7 @@ impl Lowering<'_> {
             Value::Buffer { slot, shape, along } => {
                 let list = big(&target);
                 let [n] = list[..] else { return Err("a shape of many axes".to_owned()) };
-                let dims = shape.iter().zip(&along).filter_map(|(n, along)| along.map(|along| (*n, along))).collect();
+                let dims = dims(&shape, &along);
                 let result = self.grid([1, 1], n);
                 self.steps.push(Step::Gather { source: slot, result, dims });
                 let along = target.iter().map(|n| (*n != 1).then_some(CHANNEL)).collect();
@@ -607,6 +663,11 @@ impl Lowering<'_> {
             Value::Input { .. } => Err("an input of another shape".to_owned()),
         }
     }
+}
+
+/// The axes of a buffer that are not 1.
+fn dims(shape: &[usize], along: &[Option<usize>]) -> Vec<Dim> {
+    shape.iter().zip(along).filter_map(|(n, along)| along.map(|along| Dim::of(*n, along))).collect()
 }
 
 /// No limits.

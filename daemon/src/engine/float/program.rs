@@ -3,7 +3,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use super::kernel::{Kernels, LANES, Lanes, ROWS, Tile, WIDE};
+use super::kernel::{Call, Kernels, LANES, Lanes, ROWS};
 
 /// A buffer, by its number.
 pub type Slot = usize;
@@ -75,6 +75,26 @@ impl Window {
     }
 }
 
+/// A dimension of a result, in its source.
+#[derive(Debug, Clone, Copy)]
+pub struct Dim {
+    /// Its size.
+    pub size: usize,
+    /// The source's dimension that it goes along.
+    pub along: usize,
+    /// The first that is taken.
+    pub first: usize,
+    /// From one that is taken to the next.
+    pub step: usize,
+}
+
+impl Dim {
+    /// A whole dimension.
+    pub fn of(size: usize, along: usize) -> Self {
+        Dim { size, along, first: 0, step: 1 }
+    }
+}
+
 /// A convolution or a product with a constant matrix.
 #[derive(Debug)]
 pub struct Layer {
@@ -112,17 +132,17 @@ pub enum Step {
         result: Slot,
         strides: [usize; 3],
     },
-    /// Elements in another order: for each dimension of the result its size, and the source's dimension.
+    /// Elements in another order, by the result's dimensions.
     Gather {
         source: Slot,
         result: Slot,
-        dims: Vec<(usize, usize)>,
+        dims: Vec<Dim>,
     },
-    /// Elements to an output, by its dimensions as for `Gather`.
+    /// Elements to an output, by its dimensions.
     Write {
         source: Slot,
         output: usize,
-        dims: Vec<(usize, usize)>,
+        dims: Vec<Dim>,
     },
     Layer(Box<Layer>),
     Add {
@@ -162,8 +182,8 @@ pub enum Step {
 #[derive(Debug)]
 pub struct Program {
     steps: Vec<Step>,
-    /// For each step that is a layer, where its runs start.
-    offsets: Vec<Vec<usize>>,
+    /// For each step that is a layer.
+    tables: Vec<Tables>,
     grids: Vec<Grid>,
     kernels: &'static Kernels,
     /// Shapes of the outputs.
@@ -175,18 +195,14 @@ pub struct Program {
 impl Program {
     /// Puts a program together.
     pub fn new(steps: Vec<Step>, grids: Vec<Grid>, outputs: Vec<Vec<usize>>, kernels: &'static Kernels) -> Self {
-        let offsets = steps
+        let tables = steps
             .iter()
             .map(|step| match step {
-                Step::Layer(layer) => {
-                    let [line, pixel, _] = grids[layer.source].strides();
-                    let [down, right] = layer.window.dilation;
-                    layer.taps.iter().map(|[y, x]| y * down * line + x * right * pixel).collect()
-                }
-                _ => Vec::new(),
+                Step::Layer(layer) => Tables::of(layer, &grids),
+                _ => Tables::default(),
             })
             .collect();
-        Program { steps, offsets, grids, kernels, outputs, spare: Mutex::default() }
+        Program { steps, tables, grids, kernels, outputs, spare: Mutex::default() }
     }
 
     /// Instruction set that it runs on.
@@ -200,8 +216,8 @@ impl Program {
         // Margins stay zero: nothing writes to them. Kernels may read a block past the last pixel.
         let size = |grid: &Grid| grid.lines() * grid.columns() * grid.depth + LANES;
         let mut memory = spare.unwrap_or_else(|| self.grids.iter().map(|grid| vec![0.0; size(grid)]).collect());
-        for (step, offsets) in self.steps.iter().zip(&self.offsets) {
-            self.step(step, offsets, &mut memory, inputs, outputs);
+        for (step, tables) in self.steps.iter().zip(&self.tables) {
+            self.step(step, tables, &mut memory, inputs, outputs);
         }
         self.spare.lock().unwrap_or_else(PoisonError::into_inner).push(memory);
     }
@@ -209,7 +225,7 @@ impl Program {
     fn step(
         &self,
         step: &Step,
-        offsets: &[usize],
+        tables: &Tables,
         memory: &mut [Vec<f32>],
         inputs: &[&[f32]],
         outputs: &mut [&mut [f32]],
@@ -254,7 +270,7 @@ impl Program {
                     out[line..][..width].copy_from_slice(flat);
                 }
             }
-            Step::Layer(layer) => self.layer(layer, offsets, memory, &mut out),
+            Step::Layer(layer) => self.layer(layer, tables, memory, &mut out),
             Step::Add { a, b, range, .. } => {
                 for ((line, a_line), b_line) in grid.each_line().zip(grids[*a].each_line()).zip(grids[*b].each_line()) {
                     let (a, b) = (&memory[*a][a_line..][..width], &memory[*b][b_line..][..width]);
@@ -307,80 +323,71 @@ impl Program {
         memory[to] = out;
     }
 
-    fn layer(&self, layer: &Layer, offsets: &[usize], memory: &[Vec<f32>], out: &mut [f32]) {
-        let (from, to) = (self.grids[layer.source], self.grids[layer.result]);
-        let source = &memory[layer.source];
-        let plus = layer.plus.map(|slot| (&memory[slot], self.grids[slot]));
+    fn layer(&self, layer: &Layer, tables: &Tables, memory: &[Vec<f32>], out: &mut [f32]) {
         let each = layer.length == 0;
-        let size = offsets.len() * layer.length.max(1);
-        let inputs = from.depth / layer.groups;
+        let inputs = self.grids[layer.source].depth / layer.groups;
         let blocks = layer.channels.div_ceil(LANES);
-        let pixels = to.size[0] * to.size[1];
-        let [down, right] = layer.window.stride;
+        let size = tables.segments.len() * layer.length.max(1);
+        for group in 0..layer.groups {
+            let channel = group * layer.channels;
+            let call = Call {
+                source: memory[layer.source][group * inputs..].as_ptr(),
+                plus: layer.plus.map_or(std::ptr::null(), |slot| memory[slot][channel..].as_ptr()),
+                out: out[channel..].as_mut_ptr(),
+                count: tables.count,
+                rows: &tables.rows,
+                plus_rows: &tables.plus,
+                out_rows: &tables.out,
+                segments: &tables.segments,
+                length: layer.length,
+                weights: layer.weights[group * blocks * size..].as_ptr(),
+                bias: layer.bias[group * blocks..].as_ptr(),
+                channels: layer.channels,
+                low: layer.range.0,
+                high: layer.range.1,
+            };
+            // SAFETY: a row's runs are in the source and its margin, whose buffer has a block more; the weights have
+            // `size` for each block and the bias one; the result has all its pixels; the table is one that the
+            // processor has.
+            unsafe { (if each { self.kernels.each } else { self.kernels.dense })(&call) };
+        }
+    }
+}
+
+/// Where a layer's rows lie.
+#[derive(Debug, Default)]
+struct Tables {
+    count: usize,
+    segments: Vec<usize>,
+    rows: Vec<usize>,
+    plus: Vec<usize>,
+    out: Vec<usize>,
+}
+
+impl Tables {
+    fn of(layer: &Layer, grids: &[Grid]) -> Self {
+        let (from, to) = (grids[layer.source], grids[layer.result]);
+        let plus = layer.plus.map(|slot| grids[slot]);
+        let [line, pixel, _] = from.strides();
+        let [down, right] = layer.window.dilation;
+        let mut tables = Tables {
+            count: to.size[0] * to.size[1],
+            segments: layer.taps.iter().map(|[y, x]| y * down * line + x * right * pixel).collect(),
+            ..Tables::default()
+        };
         // Where the window of the first pixel starts, in the margin.
         let [top, left] = [0, 1].map(|axis| from.before[axis] - layer.window.before[axis]);
-        let mut scratch = [0.0_f32; ROWS * LANES];
-        let mut scratch_plus = [0.0_f32; ROWS * LANES];
-        for first in (0..pixels).step_by(ROWS) {
-            let n = ROWS.min(pixels - first);
-            let place: [[usize; 2]; ROWS] = std::array::from_fn(|row| {
-                let pixel = first + row.min(n - 1);
-                [pixel / to.size[1], pixel % to.size[1]]
-            });
-            let starts =
-                place.map(|[y, x]| ((y * down + top) * from.columns() + x * right + left) * from.depth);
-            let ends = place.map(|[y, x]| to.at(y, x));
-            for group in 0..layer.groups {
-                let mut block = 0;
-                while block < blocks {
-                    let full = (layer.channels - block * LANES) / LANES;
-                    let (run, wide) = match full {
-                        _ if each => (self.kernels.each, 1),
-                        WIDE.. if pixels == 1 => (self.kernels.single, WIDE),
-                        2.. => (self.kernels.two, 2),
-                        _ => (self.kernels.one, 1),
-                    };
-                    let channel = group * layer.channels + block * LANES;
-                    let inner = group * inputs + if each { block * LANES } else { 0 };
-                    let part = (full == 0).then_some(layer.channels - block * LANES);
-                    let mut tile = Tile {
-                        x: starts.map(|start| source[start + inner..].as_ptr()),
-                        plus: [std::ptr::null(); ROWS],
-                        out: ends.map(|end| out[end + channel..].as_mut_ptr()),
-                        segments: offsets,
-                        length: layer.length,
-                        weights: layer.weights[(group * blocks + block) * size..].as_ptr(),
-                        bias: layer.bias[group * blocks + block..].as_ptr(),
-                        low: layer.range.0,
-                        high: layer.range.1,
-                    };
-                    if let Some((plus, grid)) = &plus {
-                        tile.plus = place.map(|[y, x]| plus[grid.at(y, x) + channel..].as_ptr());
-                    }
-                    if let Some(part) = part {
-                        // A block that is not full would write over the next pixel.
-                        if let Some((plus, grid)) = &plus {
-                            for (row, [y, x]) in place.iter().enumerate() {
-                                let from = grid.at(*y, *x) + channel;
-                                scratch_plus[row * LANES..][..part].copy_from_slice(&plus[from..][..part]);
-                            }
-                            tile.plus = std::array::from_fn(|row| scratch_plus[row * LANES..].as_ptr());
-                        }
-                        tile.out = std::array::from_fn(|row| scratch[row * LANES..].as_mut_ptr());
-                    }
-                    // SAFETY: a row's runs are in the source, its margin and the floats behind it; the weights have
-                    // `size` for each block and the bias one; `wide` blocks are full or in the scratch; the table is
-                    // one that the processor has.
-                    unsafe { run(&tile) };
-                    if let Some(part) = part {
-                        for (row, end) in ends.iter().enumerate() {
-                            out[end + channel..][..part].copy_from_slice(&scratch[row * LANES..][..part]);
-                        }
-                    }
-                    block += wide;
-                }
+        for row in 0..tables.count.next_multiple_of(ROWS) {
+            let row = row.min(tables.count - 1);
+            let [y, x] = [row / to.size[1], row % to.size[1]];
+            let [down, right] = layer.window.stride;
+            tables.rows.push((y * down + top) * line + (x * right + left) * pixel);
+            tables.out.push(to.at(y, x));
+            if let Some(plus) = plus {
+                tables.plus.push(plus.at(y, x));
             }
         }
+        tables
     }
 }
 
@@ -407,22 +414,27 @@ fn pool(window: &Window, from: Grid, to: Grid, mut one: impl FnMut(usize, &[usiz
     }
 }
 
-/// Elements of `x` in the order of `dims`, each with the dimension of the source that it goes along.
-fn gather(x: &[f32], from: Grid, out: &mut [f32], dims: &[(usize, usize)]) {
-    let x = &x[from.at(0, 0)..];
-    let Some(((last, along), outer)) = dims.split_last() else {
+/// Elements of `x` by `dims`.
+fn gather(x: &[f32], from: Grid, out: &mut [f32], dims: &[Dim]) {
+    let strides = from.strides();
+    let first: usize = dims.iter().map(|dim| dim.first * strides[dim.along]).sum();
+    let x = &x[from.at(0, 0) + first..];
+    let Some((last, outer)) = dims.split_last() else {
         out[0] = x[0];
         return;
     };
-    let strides = from.strides();
-    let step = strides[*along];
+    let step = strides[last.along] * last.step;
     let mut index = vec![0; outer.len()];
-    for run in out.chunks_exact_mut(*last) {
-        let start: usize = index.iter().zip(outer).map(|(i, (_, along))| i * strides[*along]).sum();
-        run.iter_mut().enumerate().for_each(|(at, out)| *out = x[start + at * step]);
+    for run in out.chunks_exact_mut(last.size) {
+        let start: usize = index.iter().zip(outer).map(|(i, dim)| i * strides[dim.along] * dim.step).sum();
+        if step == 1 {
+            run.copy_from_slice(&x[start..][..last.size]);
+        } else {
+            run.iter_mut().enumerate().for_each(|(at, out)| *out = x[start + at * step]);
+        }
         for axis in (0..outer.len()).rev() {
             index[axis] += 1;
-            if index[axis] < outer[axis].0 {
+            if index[axis] < outer[axis].size {
                 break;
             }
             index[axis] = 0;

@@ -194,7 +194,8 @@ impl EvalOp for Run {
     op_out_of_plan!();
 
     fn eval(&self, _: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
-        let inputs = inputs.iter().map(|input| input.try_as_plain_ram()?.as_slice::<f32>()).collect::<TractResult<Vec<_>>>()?;
+        let inputs =
+            inputs.iter().map(|input| input.try_as_plain_ram()?.as_slice::<f32>()).collect::<TractResult<Vec<_>>>()?;
         let size = |shape: &Vec<usize>| shape.iter().product();
         let mut outputs: Vec<Vec<f32>> = self.program.outputs.iter().map(|shape| vec![0.0; size(shape)]).collect();
         let mut slices: Vec<&mut [f32]> = outputs.iter_mut().map(Vec::as_mut_slice).collect();

@@ -1,76 +1,56 @@
 //! The kernels in plain Rust.
 
-use super::{Kernels, LANES, ROWS, Tile, WIDE};
+use super::{Call, Kernels, Vector, dense, each};
 
 /// What every processor has.
-pub static PORTABLE: Kernels =
-    Kernels { name: "portable", two: rows::<ROWS, 2>, one: rows::<ROWS, 1>, single: rows::<1, WIDE>, each };
+pub static PORTABLE: Kernels = Kernels { name: "portable", dense: plain_dense, each: plain_each };
 
-/// # Safety
-/// As for [`super::Run`].
-unsafe fn rows<const R: usize, const B: usize>(tile: &Tile<'_>) {
-    let size = tile.segments.len() * tile.length;
-    for block in 0..B {
-        // SAFETY: the tile has as much.
-        let (mut sums, weights) = unsafe { (start::<R>(tile, block), tile.weights.add(block * size)) };
-        for (at, offset) in tile.segments.iter().enumerate() {
-            for k in 0..tile.length {
-                // SAFETY: the tile has as much.
-                let w = unsafe { (*weights.add(at * tile.length + k)).0 };
-                for (sums, x) in sums.iter_mut().zip(&tile.x) {
-                    // SAFETY: the tile has as much.
-                    let x = unsafe { *x.add(offset + k) };
-                    sums.iter_mut().zip(&w).for_each(|(sum, w)| *sum += x * w);
-                }
-            }
-        }
-        // SAFETY: the tile has as much.
-        unsafe { finish(tile, block, &sums) };
+impl Vector for [f32; 4] {
+    const N: usize = 4;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self {
+        [x; 4]
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: the trait's.
+        unsafe { from.cast::<Self>().read_unaligned() }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: the trait's.
+        unsafe { to.cast::<Self>().write_unaligned(self) }
+    }
+
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        std::array::from_fn(|at| self[at] + other[at])
+    }
+
+    #[inline(always)]
+    unsafe fn fma(self, a: Self, b: Self) -> Self {
+        std::array::from_fn(|at| self[at] + a[at] * b[at])
+    }
+
+    #[inline(always)]
+    unsafe fn clamp(self, low: Self, high: Self) -> Self {
+        std::array::from_fn(|at| self[at].max(low[at]).min(high[at]))
     }
 }
 
 /// # Safety
 /// As for [`super::Run`].
-unsafe fn each(tile: &Tile<'_>) {
-    // SAFETY: the tile has as much.
-    let mut sums = unsafe { start::<ROWS>(tile, 0) };
-    for (at, offset) in tile.segments.iter().enumerate() {
-        // SAFETY: the tile has as much.
-        let w = unsafe { (*tile.weights.add(at)).0 };
-        for (sums, x) in sums.iter_mut().zip(&tile.x) {
-            for lane in 0..LANES {
-                // SAFETY: the tile has as much.
-                sums[lane] += unsafe { *x.add(offset + lane) } * w[lane];
-            }
-        }
-    }
-    // SAFETY: the tile has as much.
-    unsafe { finish(tile, 0, &sums) };
+unsafe fn plain_dense(call: &Call<'_>) {
+    // SAFETY: the call's.
+    unsafe { dense::<[f32; 4], 4, 4, 4, 4>(call) }
 }
 
 /// # Safety
 /// As for [`super::Run`].
-unsafe fn start<const R: usize>(tile: &Tile<'_>, block: usize) -> [[f32; LANES]; R] {
-    // SAFETY: the tile has as much.
-    let mut sums = [unsafe { (*tile.bias.add(block)).0 }; R];
-    if !tile.plus[0].is_null() {
-        for (sums, plus) in sums.iter_mut().zip(&tile.plus) {
-            for (lane, sum) in sums.iter_mut().enumerate() {
-                // SAFETY: the tile has as much.
-                *sum += unsafe { *plus.add(block * LANES + lane) };
-            }
-        }
-    }
-    sums
-}
-
-/// # Safety
-/// As for [`super::Run`].
-unsafe fn finish<const R: usize>(tile: &Tile<'_>, block: usize, sums: &[[f32; LANES]; R]) {
-    for (sums, out) in sums.iter().zip(&tile.out) {
-        for (lane, sum) in sums.iter().enumerate() {
-            // SAFETY: the tile has as much.
-            unsafe { *out.add(block * LANES + lane) = sum.max(tile.low).min(tile.high) };
-        }
-    }
+unsafe fn plain_each(call: &Call<'_>) {
+    // SAFETY: the call's.
+    unsafe { each::<[f32; 4], 4>(call) }
 }

@@ -1,105 +1,126 @@
-//! AVX2 with FMA.
+//! AVX2 with FMA, and AVX-512.
 
 use std::arch::x86_64::{
-    __m256, _mm256_add_ps, _mm256_broadcast_ss, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_max_ps, _mm256_min_ps,
-    _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps,
+    __m256, __m512, _mm256_add_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_max_ps, _mm256_min_ps, _mm256_set1_ps,
+    _mm256_storeu_ps, _mm512_add_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_max_ps, _mm512_min_ps, _mm512_set1_ps,
+    _mm512_storeu_ps,
 };
 
-use super::{Kernels, LANES, ROWS, Tile, WIDE};
+use super::{Call, Kernels, Vector, dense, each};
 
 /// Needs AVX2 and FMA.
-pub static AVX2: Kernels =
-    Kernels { name: "avx2", two: rows::<ROWS, 2>, one: rows::<ROWS, 1>, single: rows::<1, WIDE>, each };
+pub static AVX2: Kernels = Kernels { name: "avx2", dense: avx2_dense, each: avx2_each };
+/// Needs AVX-512F.
+pub static AVX512: Kernels = Kernels { name: "avx512", dense: avx512_dense, each: avx512_each };
 
-/// # Safety
-/// As for [`super::Run`].
-#[target_feature(enable = "avx2,fma")]
-unsafe fn rows<const R: usize, const B: usize>(tile: &Tile<'_>) {
-    // SAFETY: the tile has as much.
-    unsafe {
-        let size = tile.segments.len() * tile.length * LANES;
-        let mut sums = start::<R, B>(tile);
-        let mut weights = tile.weights.cast::<f32>();
-        for offset in tile.segments {
-            let mut x = [std::ptr::null(); R];
-            for row in 0..R {
-                x[row] = tile.x[row].add(*offset);
-            }
-            for k in 0..tile.length {
-                let mut w = [_mm256_setzero_ps(); B];
-                for block in 0..B {
-                    w[block] = _mm256_loadu_ps(weights.add(block * size));
-                }
-                for row in 0..R {
-                    let x = _mm256_broadcast_ss(&*x[row].add(k));
-                    for block in 0..B {
-                        sums[row][block] = _mm256_fmadd_ps(x, w[block], sums[row][block]);
-                    }
-                }
-                weights = weights.add(LANES);
-            }
-        }
-        finish(tile, &sums);
+impl Vector for __m256 {
+    const N: usize = 8;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self {
+        // SAFETY: the trait's.
+        unsafe { _mm256_set1_ps(x) }
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: the trait's.
+        unsafe { _mm256_loadu_ps(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: the trait's.
+        unsafe { _mm256_storeu_ps(to, self) }
+    }
+
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        // SAFETY: the trait's.
+        unsafe { _mm256_add_ps(self, other) }
+    }
+
+    #[inline(always)]
+    unsafe fn fma(self, a: Self, b: Self) -> Self {
+        // SAFETY: the trait's.
+        unsafe { _mm256_fmadd_ps(a, b, self) }
+    }
+
+    #[inline(always)]
+    unsafe fn clamp(self, low: Self, high: Self) -> Self {
+        // SAFETY: the trait's.
+        unsafe { _mm256_min_ps(_mm256_max_ps(self, low), high) }
+    }
+}
+
+impl Vector for __m512 {
+    const N: usize = 16;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self {
+        // SAFETY: the trait's.
+        unsafe { _mm512_set1_ps(x) }
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: the trait's.
+        unsafe { _mm512_loadu_ps(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: the trait's.
+        unsafe { _mm512_storeu_ps(to, self) }
+    }
+
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        // SAFETY: the trait's.
+        unsafe { _mm512_add_ps(self, other) }
+    }
+
+    #[inline(always)]
+    unsafe fn fma(self, a: Self, b: Self) -> Self {
+        // SAFETY: the trait's.
+        unsafe { _mm512_fmadd_ps(a, b, self) }
+    }
+
+    #[inline(always)]
+    unsafe fn clamp(self, low: Self, high: Self) -> Self {
+        // SAFETY: the trait's.
+        unsafe { _mm512_min_ps(_mm512_max_ps(self, low), high) }
     }
 }
 
 /// # Safety
 /// As for [`super::Run`].
 #[target_feature(enable = "avx2,fma")]
-unsafe fn each(tile: &Tile<'_>) {
-    // SAFETY: the tile has as much.
-    unsafe {
-        let mut sums = start::<ROWS, 1>(tile);
-        let mut weights = tile.weights.cast::<f32>();
-        for offset in tile.segments {
-            let w = _mm256_loadu_ps(weights);
-            for row in 0..ROWS {
-                sums[row][0] = _mm256_fmadd_ps(_mm256_loadu_ps(tile.x[row].add(*offset)), w, sums[row][0]);
-            }
-            weights = weights.add(LANES);
-        }
-        finish(tile, &sums);
-    }
+unsafe fn avx2_dense(call: &Call<'_>) {
+    // SAFETY: the call's.
+    unsafe { dense::<__m256, 2, 2, 2, 8>(call) }
 }
 
 /// # Safety
 /// As for [`super::Run`].
-#[inline]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn start<const R: usize, const B: usize>(tile: &Tile<'_>) -> [[__m256; B]; R] {
-    // SAFETY: the tile has as much.
-    unsafe {
-        let mut sums = [[_mm256_setzero_ps(); B]; R];
-        for row in 0..R {
-            for block in 0..B {
-                sums[row][block] = _mm256_loadu_ps(tile.bias.add(block).cast());
-            }
-        }
-        if !tile.plus[0].is_null() {
-            for row in 0..R {
-                for block in 0..B {
-                    let plus = _mm256_loadu_ps(tile.plus[row].add(block * LANES));
-                    sums[row][block] = _mm256_add_ps(sums[row][block], plus);
-                }
-            }
-        }
-        sums
-    }
+unsafe fn avx2_each(call: &Call<'_>) {
+    // SAFETY: the call's.
+    unsafe { each::<__m256, 2>(call) }
 }
 
 /// # Safety
 /// As for [`super::Run`].
-#[inline]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn finish<const R: usize, const B: usize>(tile: &Tile<'_>, sums: &[[__m256; B]; R]) {
-    // SAFETY: the tile has as much.
-    unsafe {
-        let (low, high) = (_mm256_set1_ps(tile.low), _mm256_set1_ps(tile.high));
-        for row in 0..R {
-            for block in 0..B {
-                let sum = _mm256_min_ps(_mm256_max_ps(sums[row][block], low), high);
-                _mm256_storeu_ps(tile.out[row].add(block * LANES), sum);
-            }
-        }
-    }
+#[target_feature(enable = "avx512f")]
+unsafe fn avx512_dense(call: &Call<'_>) {
+    // SAFETY: the call's.
+    unsafe { dense::<__m512, 4, 2, 1, 8>(call) }
+}
+
+/// # Safety
+/// As for [`super::Run`].
+#[target_feature(enable = "avx512f")]
+unsafe fn avx512_each(call: &Call<'_>) {
+    // SAFETY: the call's.
+    unsafe { each::<__m512, 1>(call) }
 }
