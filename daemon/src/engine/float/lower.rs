@@ -123,7 +123,7 @@ pub fn lower(
         lowering.steps.push(Step::Write { source: slot, output: at, dims });
         shapes.push(shape);
     }
-    Ok(Program::new(lowering.steps, lowering.grids, shapes, kernel::best()))
+    Ok(Program::new(lowering.steps, &lowering.grids, shapes, kernel::best()))
 }
 
 struct Lowering<'a> {
@@ -489,7 +489,7 @@ impl Lowering<'_> {
         };
         if let Some(at) = later
             && let Some(step) = makers[at]
-            && self.steps[step + 1..].iter().all(|step| target(step) != Some(slots[1 - at]))
+            && self.steps[step + 1..].iter().all(|step| step.result() != Some(slots[1 - at]))
             && let Step::Layer(layer) = &mut self.steps[step]
             && layer.result == slots[at]
             && layer.source != slots[1 - at]
@@ -672,21 +672,6 @@ fn dims(shape: &[usize], along: &[Option<usize>]) -> Vec<Dim> {
 
 /// No limits.
 const OPEN: (f32, f32) = (f32::NEG_INFINITY, f32::INFINITY);
-
-/// Where a step writes.
-fn target(step: &Step) -> Option<Slot> {
-    match step {
-        Step::Layer(layer) => Some(layer.result),
-        Step::Write { .. } => None,
-        Step::Read { result, .. }
-        | Step::Gather { result, .. }
-        | Step::Add { result, .. }
-        | Step::Clamp { result, .. }
-        | Step::MaxPool { result, .. }
-        | Step::MeanPool { result, .. }
-        | Step::Softmax { result, .. } => Some(*result),
-    }
-}
 
 /// `along` with nothing where an axis is 1.
 fn bare(shape: &[usize], along: &[Option<usize>]) -> Vec<Option<usize>> {

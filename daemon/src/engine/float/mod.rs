@@ -13,4 +13,7 @@ pub mod lower;
 pub mod program;
 pub mod rewrite;
 
+#[cfg(test)]
+mod tests;
+
 pub use rewrite::rewrite;

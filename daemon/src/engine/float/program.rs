@@ -178,6 +178,71 @@ pub enum Step {
     },
 }
 
+impl Step {
+    /// Where it writes, if to a buffer.
+    pub fn result(&self) -> Option<Slot> {
+        match self {
+            Step::Layer(layer) => Some(layer.result),
+            Step::Write { .. } => None,
+            Step::Read { result, .. }
+            | Step::Gather { result, .. }
+            | Step::Add { result, .. }
+            | Step::Clamp { result, .. }
+            | Step::MaxPool { result, .. }
+            | Step::MeanPool { result, .. }
+            | Step::Softmax { result, .. } => Some(*result),
+        }
+    }
+
+    /// Every slot that it reads or writes.
+    fn slots(&mut self) -> Vec<&mut Slot> {
+        match self {
+            Step::Layer(layer) => [&mut layer.source, &mut layer.result].into_iter().chain(&mut layer.plus).collect(),
+            Step::Read { result, .. } => vec![result],
+            Step::Write { source, .. } => vec![source],
+            Step::Add { a, b, result, .. } => vec![a, b, result],
+            Step::Gather { source, result, .. }
+            | Step::Clamp { source, result, .. }
+            | Step::MaxPool { source, result, .. }
+            | Step::MeanPool { source, result, .. }
+            | Step::Softmax { source, result } => vec![source, result],
+        }
+    }
+}
+
+/// Gives buffers of one form the same memory where the one's last reader comes before the other's writer. Margins stay
+/// zero, for they are alike.
+fn shared(steps: &mut [Step], grids: &[Grid]) -> Vec<Grid> {
+    let mut last = vec![0; grids.len()];
+    for (at, step) in steps.iter_mut().enumerate() {
+        step.slots().into_iter().for_each(|slot| last[*slot] = at);
+    }
+    let mut kept: Vec<Grid> = Vec::new();
+    let mut place: Vec<Option<Slot>> = vec![None; grids.len()];
+    let mut free: Vec<Slot> = Vec::new();
+    for (at, step) in steps.iter_mut().enumerate() {
+        let result = step.result();
+        let mut ended = Vec::new();
+        for slot in step.slots() {
+            let old = *slot;
+            let new = *place[old].get_or_insert_with(|| {
+                if let Some(found) = free.iter().position(|slot| kept[*slot] == grids[old]) {
+                    return free.swap_remove(found);
+                }
+                kept.push(grids[old]);
+                kept.len() - 1
+            });
+            *slot = new;
+            // What is written is not read by the same step: its memory may not be one that the step reads.
+            if last[old] == at && Some(old) != result && !ended.contains(&new) {
+                ended.push(new);
+            }
+        }
+        free.extend(ended);
+    }
+    kept
+}
+
 /// Steps with their buffers.
 #[derive(Debug)]
 pub struct Program {
@@ -194,7 +259,8 @@ pub struct Program {
 
 impl Program {
     /// Puts a program together.
-    pub fn new(steps: Vec<Step>, grids: Vec<Grid>, outputs: Vec<Vec<usize>>, kernels: &'static Kernels) -> Self {
+    pub fn new(mut steps: Vec<Step>, grids: &[Grid], outputs: Vec<Vec<usize>>, kernels: &'static Kernels) -> Self {
+        let grids = shared(&mut steps, grids);
         let tables = steps
             .iter()
             .map(|step| match step {
@@ -231,19 +297,11 @@ impl Program {
         outputs: &mut [&mut [f32]],
     ) {
         let grids = &self.grids;
-        let to = match step {
-            Step::Write { source, output, dims } => {
+        let Some(to) = step.result() else {
+            if let Step::Write { source, output, dims } = step {
                 gather(&memory[*source], grids[*source], outputs[*output], dims);
-                return;
             }
-            Step::Layer(layer) => layer.result,
-            Step::Read { result, .. }
-            | Step::Gather { result, .. }
-            | Step::Add { result, .. }
-            | Step::Clamp { result, .. }
-            | Step::MaxPool { result, .. }
-            | Step::MeanPool { result, .. }
-            | Step::Softmax { result, .. } => *result,
+            return;
         };
         let grid = grids[to];
         let width = grid.width();
