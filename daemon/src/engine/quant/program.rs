@@ -234,13 +234,13 @@ pub enum Step {
         result: Slot,
         window: Window,
     },
-    /// `clamp(round((Σ x - n · zero) scale / n))`; `all`: padding counts in n.
+    /// `clamp(round(Σ ((x - zero) scale.0) / n / scale.1))`, in f32 and in this order; `all`: padding counts in n.
     MeanPool {
         source: Slot,
         result: Slot,
         window: Window,
         zero: i32,
-        scale: f32,
+        scale: (f32, f32),
         all: bool,
         to: Requant,
     },
@@ -387,19 +387,19 @@ impl Program {
             Step::MeanPool { source, result, window, zero, scale, all, to } => {
                 let mut out = std::mem::take(&mut bytes[*result]);
                 let taps = window.kernel[0] * window.kernel[1];
-                let mut sums = vec![0_i32; window.source[2]];
-                pool(window, |at, channels, from| {
-                    sums.fill(0);
+                let (from, by) = *scale;
+                let mut sums = vec![0_f32; window.source[2]];
+                pool(window, |at, channels, pixels| {
+                    sums.fill(0.0);
                     let mut n = 0;
-                    for at in from {
+                    for at in pixels {
                         let x = &bytes[*source][at * channels..][..channels];
-                        sums.iter_mut().zip(x).for_each(|(sum, x)| *sum += value(*x) - zero);
+                        sums.iter_mut().zip(x).for_each(|(sum, x)| *sum += (value(*x) - zero) as f32 * from);
                         n += 1;
                     }
-                    let n = if *all { taps } else { n.max(1) };
-                    let scale = scale / n as f32;
+                    let n = if *all { taps } else { n.max(1) } as f32;
                     let out = &mut out[at * channels..][..channels];
-                    out.iter_mut().zip(&sums).for_each(|(out, sum)| *out = round(*sum as f32 * scale, *to));
+                    out.iter_mut().zip(&sums).for_each(|(out, sum)| *out = round(*sum / n / by, *to));
                 });
                 bytes[*result] = out;
             }

@@ -145,8 +145,20 @@ enum Source {
     Linear(Box<Linear>),
     Sum(Table, Table),
     Product(Table, Table),
-    Mean { x: View, grid: Grid, window: Window, all: bool, shape: Vec<usize>, order: Vec<usize> },
-    Concat { parts: Vec<Table>, axis: usize },
+    /// `floats`: of dequantized values, as they are.
+    Mean {
+        x: View,
+        grid: Grid,
+        window: Window,
+        all: bool,
+        floats: bool,
+        shape: Vec<usize>,
+        order: Vec<usize>,
+    },
+    Concat {
+        parts: Vec<Table>,
+        axis: usize,
+    },
 }
 
 #[derive(Debug, Clone)]
@@ -535,9 +547,10 @@ impl Lowering {
                         });
                         View { slot, shape, order }
                     }
-                    Source::Mean { x, grid: from, window, all, shape, order } => {
+                    Source::Mean { x, grid: from, window, all, floats, shape, order } => {
                         let slot = self.new_bytes(shape.iter().product());
-                        let scale = from.scale / grid.scale;
+                        // A mean is often just between two steps, and then the order of operations tells.
+                        let scale = if floats { (from.scale, grid.scale) } else { (1.0, grid.scale / from.scale) };
                         self.steps.push(Step::MeanPool {
                             source: x.slot,
                             result: slot,

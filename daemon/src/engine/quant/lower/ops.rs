@@ -402,7 +402,8 @@ impl Lowering {
             order = vec![0, 1];
         }
         let all = attribute(node, "count_include_pad", 0) != 0;
-        let source = Source::Mean { x: view, grid, window, all, shape, order };
+        let floats = !node.op_type.starts_with("QLinear");
+        let source = Source::Mean { x: view, grid, window, all, floats, shape, order };
         Ok(Value::Pending { source, low: f32::NEG_INFINITY, high: f32::INFINITY })
     }
 
