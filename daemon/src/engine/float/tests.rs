@@ -112,7 +112,9 @@ fn convolutions_of_every_kind() -> TractResult<()> {
     ];
     for (group, inputs, outputs) in [(1, 3, 8), (1, 16, 20), (12, 12, 12), (32, 32, 32), (4, 8, 16), (5, 5, 10)] {
         for kernel in [[1, 1], [3, 3], [2, 5]] {
-            for (stride, dilation) in [([1, 1], [1, 1]), ([2, 1], [1, 1]), ([2, 2], [1, 1]), ([1, 1], [2, 1]), ([1, 2], [1, 2])] {
+            for (stride, dilation) in
+                [([1, 1], [1, 1]), ([2, 1], [1, 1]), ([2, 2], [1, 1]), ([1, 1], [2, 1]), ([1, 2], [1, 2])]
+            {
                 for padding in &paddings {
                     for format in [DataFormat::NCHW, DataFormat::NHWC] {
                         let shape = format.from_n_c_hw(1, inputs, [11, 13])?;
