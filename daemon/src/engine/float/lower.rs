@@ -67,7 +67,7 @@ pub fn fits(model: &TypedModel, node: &TypedNode) -> bool {
     }
     if let Some(op) = node.op_as::<TypedBinOp>() {
         let constants = [constant(0), constant(1)];
-        return match &*op.0.name() {
+        return match op.0.name() {
             "Add" => constants != [true, true],
             "Max" | "Min" | "Mul" => constants[0] != constants[1],
             _ => false,
@@ -238,7 +238,7 @@ impl Lowering<'_> {
             return self.product(node, sum);
         }
         if let Some(op) = node.op_as::<TypedBinOp>() {
-            return match &*op.0.name() {
+            return match op.0.name() {
                 "Add" => self.add(node),
                 "Mul" => self.scale(node),
                 name => self.clamp(node, name == "Max"),
@@ -373,10 +373,9 @@ impl Lowering<'_> {
         let size = self.grids[layer.result].size;
         let from = &mut self.grids[layer.source];
         let after = layer.window.after(from.size, size);
-        for axis in 0..2 {
-            from.before[axis] = from.before[axis].max(layer.window.before[axis]);
-            from.after[axis] = from.after[axis].max(after[axis]);
-        }
+        let wider = |has: [usize; 2], needs: [usize; 2]| [has[0].max(needs[0]), has[1].max(needs[1])];
+        from.before = wider(from.before, layer.window.before);
+        from.after = wider(from.after, after);
         self.steps.push(Step::Layer(Box::new(layer)));
     }
 

@@ -4,6 +4,7 @@
 //! tables differ in the last bits. [`dense`] and [`each`] are written once, over a [`Vector`]; an instruction set gives
 //! the vector, and how many of them its registers hold.
 #![allow(unsafe_code, reason = "std::arch intrinsics, and rows that are addressed by pointer")]
+#![allow(clippy::needless_range_loop, reason = "tiles of registers, which only counted loops are unrolled to")]
 
 mod portable;
 
@@ -383,9 +384,9 @@ mod tests {
     #[test]
     fn every_kernel_sums_right() {
         for kernels in available() {
-            for (segments, length) in [(1, 1), (1, 64), (3, 9), (9, 8), (10, 4)] {
-                for count in [1, 2, 3, 4, 6, 9, 13] {
-                    for channels in [1, 8, 12, 16, 24, 32, 64, 80, 200] {
+            for (segments, length) in [(1, 1), (3, 9), (9, 4)] {
+                for count in [1, 3, 4, 6, 13] {
+                    for channels in [1, 12, 16, 24, 64, 80, 200] {
                         for add in [false, true] {
                             check(kernels, false, count, channels, segments, length, add);
                             check(kernels, true, count, channels, segments, length, add);
