@@ -3,7 +3,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use super::kernel::{BLOCKS, Block, Kernels, LANES, ROWS, Requant, SLACK, Sums};
+use super::kernel::{Block, Columns, Kernels, LANES, Product, Requant, SLACK, Scales, Sums, Target};
 
 /// A buffer, by its number: of bytes or of floats, as the step that uses it says.
 pub type Slot = usize;
@@ -52,9 +52,30 @@ impl Window {
         Some([one(0)?, one(1)?])
     }
 
-    /// Bytes from a window's first tap to another, in rows of `columns` pixels.
-    fn offset(&self, tap: [usize; 2], columns: usize) -> usize {
-        (tap[0] * self.dilation[0] * columns + tap[1] * self.dilation[1]) * self.source[2]
+    /// Height and width of the source with its padding, so that no tap has to ask where it is.
+    pub fn frame(&self) -> [usize; 2] {
+        std::array::from_fn(|axis| {
+            let reach = (self.kernel[axis] - 1) * self.dilation[axis] + 1;
+            ((self.result[axis] - 1) * self.stride[axis] + reach).max(self.source[axis] + self.before[axis])
+        })
+    }
+
+    /// Bytes from a window's first tap to another, in the frame.
+    pub fn tap(&self, [tall, wide]: [usize; 2]) -> usize {
+        (tall * self.dilation[0] * self.frame()[1] + wide * self.dilation[1]) * self.source[2]
+    }
+
+    /// Where the window of each pixel of the result starts, in the frame.
+    pub fn starts(&self) -> impl Iterator<Item = usize> {
+        let [_, columns] = self.frame();
+        let (stride, channels, wide) = (self.stride, self.source[2], self.result[1]);
+        (0..self.result[0] * wide).map(move |at| ((at / wide * stride[0]) * columns + at % wide * stride[1]) * channels)
+    }
+
+    /// Bytes of the frame.
+    fn size(&self) -> usize {
+        let [rows, columns] = self.frame();
+        rows * columns * self.source[2]
     }
 }
 
@@ -65,28 +86,44 @@ pub struct Layer {
     pub source: Slot,
     /// Where to, channels last.
     pub result: Slot,
-    /// Rows of the source.
+    /// The source and its padding.
     pub window: Window,
     /// Independent parts of the channels.
     pub groups: usize,
     /// Channels of the result in a group.
     pub channels: usize,
-    /// Runs of bytes that make a row, by the kernel's tap that each starts at.
-    pub segments: Vec<[usize; 2]>,
-    /// Groups of 4 bytes in a segment.
+    /// Where each row starts in the frame, and in the result.
+    pub rows: Vec<u32>,
+    #[expect(missing_docs, reason = "said above")]
+    pub to: Vec<u32>,
+    /// See [`Product::segments`].
+    pub segments: Vec<u32>,
+    /// See [`Product::quads`].
     pub quads: usize,
     /// For each group and block of channels, one [`Block`] for each quad of each segment.
     pub weights: Vec<Block>,
-    /// What is left of weights that do not fit a byte; as long, or empty.
-    pub rest: Vec<Block>,
     /// For each group and block.
     pub bias: Vec<Sums>,
     /// For each group and block.
-    pub scale: Vec<[f32; LANES]>,
+    pub scale: Vec<Scales>,
     /// The source's zero point, as stored: it fills the padding.
     pub zero: u8,
     /// Bytes or floats.
     pub finish: Finish,
+}
+
+impl Layer {
+    /// What the kernels rely on.
+    fn check(&self) {
+        let blocks = self.channels.div_ceil(LANES);
+        let inputs = self.window.source[2] / self.groups;
+        let last = |offsets: &[u32]| offsets.iter().max().map_or(0, |last| *last as usize);
+        let end = last(&self.rows) + last(&self.segments) + self.quads * 4 + (self.groups - 1) * inputs;
+        assert!(end <= self.window.size() + SLACK);
+        assert!(self.weights.len() == self.groups * blocks * self.segments.len() * self.quads);
+        assert!(self.bias.len() == self.groups * blocks && self.scale.len() == self.bias.len());
+        assert!(self.to.len() == self.rows.len());
+    }
 }
 
 /// A convolution of each channel by itself.
@@ -100,18 +137,35 @@ pub struct Depthwise {
     pub window: Window,
     /// Successive pixels that one block takes: over 1 where channels are few.
     pub pixels: usize,
-    /// Taps of the kernel, rounded up to a multiple of 4; for each block of channels, that many quarters of weights.
-    pub taps: Vec<[usize; 2]>,
-    #[expect(missing_docs, reason = "as in Layer")]
+    /// Where each of a row's pixels goes, from the row's start.
+    pub to: Vec<u32>,
+    /// See [`Columns::taps`].
+    pub taps: Vec<[u32; 4]>,
+    /// See [`Columns::shift`].
+    pub shift: usize,
+    /// For each block of channels, one for each four taps.
     pub weights: Vec<Block>,
     #[expect(missing_docs, reason = "as in Layer")]
     pub bias: Vec<Sums>,
     #[expect(missing_docs, reason = "as in Layer")]
-    pub scale: Vec<[f32; LANES]>,
+    pub scale: Vec<Scales>,
     #[expect(missing_docs, reason = "as in Layer")]
     pub zero: u8,
     #[expect(missing_docs, reason = "as in Layer")]
     pub finish: Finish,
+}
+
+impl Depthwise {
+    /// What the kernels rely on.
+    fn check(&self) {
+        let last = self.taps.iter().flatten().max().map_or(0, |last| *last as usize);
+        let blocks = (self.window.source[2] * self.pixels).div_ceil(LANES);
+        let start = self.window.starts().last().unwrap_or(0);
+        assert!(start + last + blocks * LANES <= self.window.size() + SLACK);
+        assert!(self.weights.len() == blocks * self.taps.len());
+        assert!(self.bias.len() == blocks && self.scale.len() == blocks);
+        assert!(self.to.len() * self.pixels == self.window.result[1]);
+    }
 }
 
 /// One pass over the data.
@@ -235,6 +289,13 @@ pub struct Memory {
 impl Program {
     /// Puts a program together.
     pub fn new(steps: Vec<Step>, bytes: Vec<usize>, floats: Vec<usize>, kernels: &'static Kernels) -> Self {
+        for step in &steps {
+            match step {
+                Step::Layer(layer) => layer.check(),
+                Step::Depthwise(layer) => layer.check(),
+                _ => {}
+            }
+        }
         Program { steps, bytes, floats, kernels, spare: Mutex::default() }
     }
 
@@ -364,146 +425,117 @@ impl Program {
     }
 
     fn layer(&self, layer: &Layer, memory: &mut Memory) {
-        let Memory { bytes, floats, padded, sums, .. } = memory;
-        let window = &layer.window;
-        let mut result = Target::take(&layer.finish, layer.result, bytes, floats);
-        let (source, columns) = padded_source(window, layer.zero, &bytes[layer.source], padded);
-        let [_, _, depth] = window.source;
-        let rows = window.result[0] * window.result[1];
-        let inputs = depth / layer.groups;
+        let Memory { bytes, floats, padded, sums } = memory;
+        let mut out = Output::take(&layer.finish, layer.result, bytes, floats);
+        let source = framed(&layer.window, layer.zero, &bytes[layer.source], padded);
+        let inputs = layer.window.source[2] / layer.groups;
         let blocks = layer.channels.div_ceil(LANES);
-        let width = layer.channels * layer.groups;
-        let segments: Vec<usize> = layer.segments.iter().map(|tap| window.offset(*tap, columns)).collect();
-        let size = segments.len() * layer.quads;
-        sums.resize(ROWS * BLOCKS * 2, Sums([0; LANES]));
-        let (sums, more) = sums.split_at_mut(ROWS * BLOCKS);
+        let size = layer.segments.len() * layer.quads;
         for group in 0..layer.groups {
-            for row in (0..rows).step_by(ROWS) {
-                let n = ROWS.min(rows - row);
-                let x = std::array::from_fn(|i| {
-                    let row = row + i.min(n - 1);
-                    let pixel = [row / window.result[1] * window.stride[0], row % window.result[1] * window.stride[1]];
-                    source[(pixel[0] * columns + pixel[1]) * depth + group * inputs..].as_ptr()
-                });
-                for block in (0..blocks).step_by(BLOCKS) {
-                    let wide = BLOCKS.min(blocks - block);
-                    let at = group * blocks + block;
-                    // SAFETY: every row with its segments is in the source and its slack; the weights have as many
-                    // blocks as the segments quads; sums have room for the most rows and blocks.
-                    unsafe {
-                        let weights = layer.weights.as_ptr().add(at * size);
-                        (self.kernels.dot)(&x, n, &segments, layer.quads, weights, wide, sums.as_mut_ptr());
-                        if !layer.rest.is_empty() {
-                            let rest = layer.rest.as_ptr().add(at * size);
-                            (self.kernels.dot)(&x, n, &segments, layer.quads, rest, wide, more.as_mut_ptr());
-                            for (sum, more) in sums.iter_mut().zip(&*more) {
-                                sum.0.iter_mut().zip(more.0).for_each(|(sum, more)| *sum = sum.wrapping_add(more));
-                            }
-                        }
-                    }
-                    for b in 0..wide {
-                        let first = (block + b) * LANES;
-                        let lanes = LANES.min(layer.channels - first);
-                        let channel = group * layer.channels + first;
-                        let (bias, scale) = (&layer.bias[at + b], &layer.scale[at + b]);
-                        let to = row * width + channel;
-                        result.finish(
-                            self.kernels,
-                            &layer.finish,
-                            channel,
-                            &sums[b * n..][..n],
-                            bias,
-                            scale,
-                            to,
-                            lanes,
-                            width,
-                        );
-                    }
-                }
-            }
+            let of_group = group * blocks..(group + 1) * blocks;
+            let product = Product {
+                x: source[group * inputs..].as_ptr(),
+                rows: &layer.rows,
+                segments: &layer.segments,
+                quads: layer.quads,
+                weights: &layer.weights[of_group.start * size..of_group.end * size],
+                bias: &layer.bias[of_group.clone()],
+            };
+            let channels = group * layer.channels..(group + 1) * layer.channels;
+            let run = |target: &Target| {
+                // SAFETY: checked when the program was built.
+                unsafe { (self.kernels.product)(&product, target) };
+            };
+            out.finish(&layer.finish, run, sums, &layer.scale[of_group], &layer.to, 0, channels);
         }
-        result.give_back(layer.result, bytes, floats);
+        out.give_back(layer.result, bytes, floats);
     }
 
     fn depthwise(&self, layer: &Depthwise, memory: &mut Memory) {
-        let Memory { bytes, floats, padded, sums, .. } = memory;
+        let Memory { bytes, floats, padded, sums } = memory;
         let window = &layer.window;
-        let mut result = Target::take(&layer.finish, layer.result, bytes, floats);
-        let (source, columns) = padded_source(window, layer.zero, &bytes[layer.source], padded);
-        let [_, _, channels] = window.source;
-        let [tall, wide] = window.result;
-        let taps: Vec<usize> = layer.taps.iter().map(|tap| window.offset(*tap, columns)).collect();
-        let quads = taps.len() / 4;
+        let mut out = Output::take(&layer.finish, layer.result, bytes, floats);
+        let source = framed(window, layer.zero, &bytes[layer.source], padded);
         // Few channels: a block takes some successive pixels at once.
-        let channels = channels * layer.pixels;
-        let (wide, step) = (wide / layer.pixels, window.stride[1] * channels);
-        sums.resize(wide.max(ROWS * BLOCKS * 2), Sums([0; LANES]));
-        for row in 0..tall {
-            for block in 0..channels.div_ceil(LANES) {
+        let width = window.source[2] * layer.pixels;
+        let quads = layer.taps.len();
+        let line = window.frame()[1] * window.source[2] * window.stride[0];
+        for row in 0..window.result[0] {
+            for block in 0..layer.bias.len() {
                 let first = block * LANES;
-                let lanes = LANES.min(channels - first);
-                let x = &source[row * window.stride[0] * columns * window.source[2] + first..];
-                // SAFETY: the last tap of the last pixel ends within the source and its slack.
-                unsafe {
-                    let weights = layer.weights.as_ptr().add(block * quads);
-                    (self.kernels.depthwise)(x.as_ptr(), step, wide, &taps, weights, sums.as_mut_ptr());
-                }
-                let (bias, scale) = (&layer.bias[block], &layer.scale[block]);
-                let to = row * wide * channels + first;
-                result.finish(self.kernels, &layer.finish, first, &sums[..wide], bias, scale, to, lanes, channels);
+                let columns = Columns {
+                    x: source[row * line + first..].as_ptr(),
+                    step: window.stride[1] * width,
+                    pixels: layer.to.len(),
+                    taps: &layer.taps,
+                    shift: layer.shift,
+                    weights: &layer.weights[block * quads..][..quads],
+                    bias: &layer.bias[block],
+                };
+                let run = |target: &Target| {
+                    // SAFETY: checked when the program was built.
+                    unsafe { (self.kernels.columns)(&columns, target) };
+                };
+                let scale = std::slice::from_ref(&layer.scale[block]);
+                let channels = first..width.min(first + LANES);
+                out.finish(&layer.finish, run, sums, scale, &layer.to, row * layer.to.len() * width, channels);
             }
         }
-        result.give_back(layer.result, bytes, floats);
+        out.give_back(layer.result, bytes, floats);
     }
 }
 
 /// Where a layer's results go, taken out of the memory while it runs.
-enum Target {
+enum Output {
     Bytes(Vec<u8>),
     Floats(Vec<f32>),
 }
 
-impl Target {
+impl Output {
     fn take(finish: &Finish, slot: Slot, bytes: &mut [Vec<u8>], floats: &mut [Vec<f32>]) -> Self {
         match finish {
-            Finish::Bytes(_) => Target::Bytes(std::mem::take(&mut bytes[slot])),
-            Finish::Floats { .. } => Target::Floats(std::mem::take(&mut floats[slot])),
+            Finish::Bytes(_) => Output::Bytes(std::mem::take(&mut bytes[slot])),
+            Finish::Floats { .. } => Output::Floats(std::mem::take(&mut floats[slot])),
         }
     }
 
     fn give_back(self, slot: Slot, bytes: &mut [Vec<u8>], floats: &mut [Vec<f32>]) {
         match self {
-            Target::Bytes(taken) => bytes[slot] = taken,
-            Target::Floats(taken) => floats[slot] = taken,
+            Output::Bytes(taken) => bytes[slot] = taken,
+            Output::Floats(taken) => floats[slot] = taken,
         }
     }
 
-    /// Rounds the sums of one block and puts them at `to`, rows `width` apart; `channel` is the block's first.
-    #[allow(clippy::too_many_arguments, reason = "one loop's worth of state")]
+    /// Runs a kernel for some of the result's `channels`: each of `rows` starts there, counted from `at`.
+    #[allow(clippy::too_many_arguments, reason = "one call's worth of state")]
     fn finish(
         &mut self,
-        kernels: &Kernels,
         finish: &Finish,
-        channel: usize,
-        sums: &[Sums],
-        bias: &Sums,
-        scale: &[f32; LANES],
-        to: usize,
-        lanes: usize,
-        width: usize,
+        run: impl Fn(&Target),
+        sums: &mut Vec<Sums>,
+        scale: &[Scales],
+        rows: &[u32],
+        at: usize,
+        channels: std::ops::Range<usize>,
     ) {
+        let first = at + channels.start;
+        let end = rows.last().map_or(0, |last| first + *last as usize + channels.len());
         match (self, finish) {
-            (Target::Bytes(out), Finish::Bytes(requant)) => {
-                let out = &mut out[to..];
-                assert!((sums.len() - 1) * width + lanes <= out.len());
-                // SAFETY: asserted; the table is one that the processor has.
-                unsafe { (kernels.requant)(sums, bias, scale, *requant, out.as_mut_ptr(), width, lanes) };
+            (Output::Bytes(out), Finish::Bytes(to)) => {
+                assert!(end <= out.len());
+                let out = out[first..].as_mut_ptr();
+                run(&Target::Bytes { scale, to: *to, out, rows, channels: channels.len() });
             }
-            (Target::Floats(out), Finish::Floats { shift, low, high }) => {
-                for (row, sums) in sums.iter().enumerate() {
-                    for lane in 0..lanes {
-                        let sum = sums.0[lane].wrapping_add(bias.0[lane]) as f32 * scale[lane];
-                        out[to + row * width + lane] = (sum + shift[channel + lane]).max(*low).min(*high);
+            (Output::Floats(out), Finish::Floats { shift, low, high }) => {
+                sums.resize(sums.len().max(rows.len() * scale.len()), Sums([0; LANES]));
+                run(&Target::Sums(sums.as_mut_ptr()));
+                for (row, sums) in rows.iter().zip(sums.chunks_exact(scale.len())) {
+                    let out = &mut out[first + *row as usize..][..channels.len()];
+                    let shift = shift[channels.clone()].chunks(LANES);
+                    for (((out, shift), sums), scale) in out.chunks_mut(LANES).zip(shift).zip(sums).zip(scale) {
+                        for (lane, (out, shift)) in out.iter_mut().zip(shift).enumerate() {
+                            *out = (sums.0[lane] as f32 * scale.0[lane] + shift).max(*low).min(*high);
+                        }
                     }
                 }
             }
@@ -512,23 +544,27 @@ impl Target {
     }
 }
 
-/// The source with its padding, so that no tap has to ask where it is, and the width of its rows.
-fn padded_source<'a>(window: &Window, zero: u8, source: &'a [u8], padded: &'a mut Vec<u8>) -> (&'a [u8], usize) {
+/// The source with its padding.
+fn framed<'a>(window: &Window, zero: u8, source: &'a [u8], padded: &'a mut Vec<u8>) -> &'a [u8] {
     let [height, width, channels] = window.source;
-    let span = |axis: usize| {
-        (window.result[axis] - 1) * window.stride[axis] + (window.kernel[axis] - 1) * window.dilation[axis] + 1
-    };
-    let (rows, columns) = (span(0).max(height + window.before[0]), span(1).max(width + window.before[1]));
-    if rows == height && columns == width {
-        return (source, columns);
+    let [rows, columns] = window.frame();
+    if [rows, columns] == [height, width] {
+        return source;
     }
-    padded.clear();
-    padded.resize(rows * columns * channels + SLACK, zero);
-    for row in 0..height {
-        let to = ((row + window.before[0]) * columns + window.before[1]) * channels;
-        padded[to..to + width * channels].copy_from_slice(&source[row * width * channels..][..width * channels]);
+    let (line, inner) = (columns * channels, width * channels);
+    padded.resize(padded.len().max(rows * line + SLACK), 0);
+    let left = window.before[1] * channels;
+    for (row, out) in padded[..rows * line].chunks_exact_mut(line).enumerate() {
+        match row.checked_sub(window.before[0]).filter(|row| *row < height) {
+            Some(row) => {
+                out[..left].fill(zero);
+                out[left..left + inner].copy_from_slice(&source[row * inner..][..inner]);
+                out[left + inner..].fill(zero);
+            }
+            None => out.fill(zero),
+        }
     }
-    (padded, columns)
+    padded
 }
 
 /// Calls `each` with a result's pixel, the channels, and the source's pixels under it.

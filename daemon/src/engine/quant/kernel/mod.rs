@@ -2,7 +2,8 @@
 //!
 //! Activations are stored as [`SIGNED`] says: `vpdpbusd` takes unsigned bytes, `sdot` signed ones.
 //! Weights are signed, in [`Block`]s of 16 output channels by 4 inputs, the order in which both
-//! instructions want them. Every table gives the same bits as [`PORTABLE`].
+//! instructions want them. Sums are rounded while they are still in registers. Every table gives
+//! the same bits as [`PORTABLE`].
 #![allow(unsafe_code, reason = "std::arch intrinsics, and rows that are addressed by pointer")]
 
 mod portable;
@@ -16,10 +17,6 @@ pub use portable::PORTABLE;
 
 /// Output channels of a block.
 pub const LANES: usize = 16;
-/// Most rows that one call of [`Kernels::dot`] takes.
-pub const ROWS: usize = 6;
-/// Most blocks that one call of [`Kernels::dot`] takes.
-pub const BLOCKS: usize = 2;
 /// Bytes behind a buffer's end that kernels may read.
 pub const SLACK: usize = 64;
 /// Whether activations are stored as signed bytes.
@@ -35,7 +32,12 @@ pub struct Block(pub [i8; 64]);
 #[repr(C, align(64))]
 pub struct Sums(pub [i32; LANES]);
 
-/// How sums become bytes: `clamp(round((sum + bias) * scale), low, high) + zero`, in f32, ties to even.
+/// A factor for each of 16 channels.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[repr(C, align(64))]
+pub struct Scales(pub [f32; LANES]);
+
+/// How sums become bytes: `clamp(round(sum * scale), low, high) + zero`, in f32, ties to even.
 #[derive(Debug, Clone, Copy)]
 pub struct Requant {
     /// Zero point, as stored.
@@ -46,36 +48,63 @@ pub struct Requant {
     pub high: f32,
 }
 
-/// `sums[block][row] = Σ x[row] · w[block]`: a row is `segments`, offsets to its pointer, of `quads` groups of 4
-/// inputs each.
+/// Rows by channels: `sum[row][channel] = bias[channel] + Σ x[row] · w[channel]`.
 ///
-/// # Safety
-/// The first `rows` ≤ [`ROWS`] pointers have `4 · quads` bytes at each segment; `w` has `segments · quads` blocks for
-/// each of `blocks` ≤ [`BLOCKS`]; `sums` has room for `rows · blocks`. The processor has the instructions.
-pub type Dot = unsafe fn(
-    x: &[*const u8; ROWS],
-    rows: usize,
-    segments: &[usize],
-    quads: usize,
-    w: *const Block,
-    blocks: usize,
-    sums: *mut Sums,
-);
+/// A row is one run of `4 · quads` bytes for each segment.
+#[derive(Debug, Clone, Copy)]
+pub struct Product<'a> {
+    /// Where offsets count from.
+    pub x: *const u8,
+    /// Where each row starts.
+    pub rows: &'a [u32],
+    /// Where each segment of a row starts, from the row's start.
+    pub segments: &'a [u32],
+    /// Groups of 4 bytes in a segment.
+    pub quads: usize,
+    /// For each block of channels, one for each quad of each segment.
+    pub weights: &'a [Block],
+    /// What the sums start from, for each block.
+    pub bias: &'a [Sums],
+}
 
-/// One block of channels of a depthwise convolution: `sums[p][c] = Σ x[p · step + tap + c] · w[tap][c]`.
-///
-/// # Safety
-/// 16 bytes can be read at `x + p · step + tap` for every pixel and tap; the number of taps is a multiple of 4
-/// and `w` has a block for each 4; `sums` has room for `pixels`. The processor has the instructions.
-pub type Depthwise =
-    unsafe fn(x: *const u8, step: usize, pixels: usize, taps: &[usize], w: *const Block, sums: *mut Sums);
+/// Channels by themselves, for one block of them: `sum[p][c] = bias[c] + Σ x[p · step + tap + c] · w[tap][c]`.
+#[derive(Debug, Clone, Copy)]
+pub struct Columns<'a> {
+    /// Where offsets count from.
+    pub x: *const u8,
+    /// Bytes from one pixel's window to the next one's.
+    pub step: usize,
+    /// Number of pixels.
+    pub pixels: usize,
+    /// Where the kernel's taps are, four at a time.
+    pub taps: &'a [[u32; 4]],
+    /// Bytes from each four taps to the next four, where that is the same for all; else 0.
+    pub shift: usize,
+    /// One for each four taps.
+    pub weights: &'a [Block],
+    /// What the sums start from.
+    pub bias: &'a Sums,
+}
 
-/// Bytes of `sums`: the first `lanes` of each at `out`, `stride` bytes apart, all with one block's `bias` and `scale`.
-///
-/// # Safety
-/// `out` has room for them. The processor has the instructions.
-pub type Finish =
-    unsafe fn(sums: &[Sums], bias: &Sums, scale: &[f32; LANES], to: Requant, out: *mut u8, stride: usize, lanes: usize);
+/// Where sums go.
+#[derive(Debug, Clone, Copy)]
+pub enum Target<'a> {
+    /// As they are: those of a row's blocks side by side.
+    Sums(*mut Sums),
+    /// Rounded to bytes.
+    Bytes {
+        /// For each block.
+        scale: &'a [Scales],
+        /// How they are rounded.
+        to: Requant,
+        /// Where offsets count from.
+        out: *mut u8,
+        /// Where each row or pixel goes: its channels side by side.
+        rows: &'a [u32],
+        /// Channels that are written; those that only fill the last block are not.
+        channels: usize,
+    },
+}
 
 /// `out = clamp(round(a · by.0 + b · by.1 + by.2))`: an addition of two quantized tensors. `zero` is in `by.2`.
 ///
@@ -83,24 +112,33 @@ pub type Finish =
 /// The three slices are as long. The processor has the instructions.
 pub type Add = unsafe fn(a: &[u8], b: &[u8], by: (f32, f32, f32), range: (f32, f32), out: &mut [u8]);
 
+/// `out = clamp(round(x / scale)) + zero`: quantizes floats.
+///
+/// # Safety
+/// The two slices are as long. The processor has the instructions.
+pub type Quantize = unsafe fn(x: &[f32], scale: f32, to: Requant, out: &mut [u8]);
+
 /// The functions of one instruction set.
 #[derive(Clone, Copy)]
 pub struct Kernels {
     /// Name, as `outpost models bench` and the status show it.
     pub name: &'static str,
-    /// See [`Dot`].
-    pub dot: Dot,
-    /// See [`Depthwise`].
-    pub depthwise: Depthwise,
-    /// See [`Finish`].
-    pub requant: Finish,
-    /// See [`Add`].
-    pub add: Add,
-    /// `out = clamp(round(x · inverse scale ...) + zero)`: quantizes floats, dividing by `scale`.
+    /// See [`Product`].
     ///
     /// # Safety
-    /// The two slices are as long. The processor has the instructions.
-    pub quantize: unsafe fn(x: &[f32], scale: f32, to: Requant, out: &mut [u8]),
+    /// The bytes of every row can be read, and [`SLACK`] behind them; the slices are as long as said; the target has
+    /// room. The processor has the instructions.
+    pub product: unsafe fn(layer: &Product, target: &Target),
+    /// See [`Columns`].
+    ///
+    /// # Safety
+    /// 16 bytes can be read at every tap of every pixel; the slices are as long as said; the target has room. The
+    /// processor has the instructions.
+    pub columns: unsafe fn(layer: &Columns, target: &Target),
+    /// See [`Add`].
+    pub add: Add,
+    /// See [`Quantize`].
+    pub quantize: Quantize,
 }
 
 impl std::fmt::Debug for Kernels {
@@ -136,75 +174,127 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(300))]
 
         #[test]
-        fn every_dot_equals_the_portable(
-            rows in 1..=ROWS, blocks in 1..=BLOCKS, quads in 0..20_usize, segments in 1..5_usize, extra in 0..5_usize,
-            seed in any::<u64>(), extreme in any::<bool>(),
+        fn every_product_equals_the_portable(
+            rows in 1..30_usize, channels in 1..150_usize, quads in 1..20_usize, segments in 1..5_usize,
+            extra in 0..5_usize, scale in 1e-5_f32..0.1, zero in 0..256_i32, seed in any::<u64>(), extreme in any::<bool>(),
         ) {
             let mut random = random(seed, extreme);
+            let blocks = channels.div_ceil(LANES);
             let stride = quads * 4 + extra;
-            let x: Vec<u8> = (0..(rows + segments) * stride + SLACK).map(|_| random() as u8).collect();
-            let n = blocks * segments * quads;
-            let w: Vec<Block> = (0..n).map(|_| Block(std::array::from_fn(|_| random() as i8))).collect();
-            let pointers = std::array::from_fn(|row| x[row.min(rows - 1) * stride..].as_ptr());
-            let segments: Vec<usize> = (0..segments).map(|at| at * stride).collect();
-            let run = |kernels: &Kernels| {
-                let mut sums = vec![Sums([-1; LANES]); rows * blocks];
-                // SAFETY: the sizes above.
-                unsafe { (kernels.dot)(&pointers, rows, &segments, quads, w.as_ptr(), blocks, sums.as_mut_ptr()) };
-                sums
+            let x = bytes(&mut random, (rows + segments) * stride + SLACK);
+            let weights = weights(&mut random, blocks * segments * quads);
+            let bias: Vec<Sums> = (0..blocks).map(|_| sums(&mut random)).collect();
+            let scale = scales(&mut random, blocks, scale);
+            let segments: Vec<u32> = (0..segments).map(|at| (at * stride) as u32).collect();
+            let starts: Vec<u32> = (0..rows).map(|row| (row * stride) as u32).collect();
+            let layer = Product {
+                x: x.as_ptr(), rows: &starts, segments: &segments, quads, weights: &weights, bias: &bias,
             };
+            // One after another, with a gap that must stay as it is.
+            let to: Vec<u32> = (0..rows).map(|row| (row * (channels + extra)) as u32).collect();
+            let run = |kernels: &Kernels| {
+                let mut raw = vec![Sums([-1; LANES]); rows * blocks];
+                let mut out = vec![7; rows * (channels + extra)];
+                // SAFETY: the sizes above.
+                unsafe {
+                    (kernels.product)(&layer, &Target::Sums(raw.as_mut_ptr()));
+                    let to = Target::Bytes {
+                        scale: &scale, to: rounding(zero), out: out.as_mut_ptr(), rows: &to, channels,
+                    };
+                    (kernels.product)(&layer, &to);
+                }
+                (raw, out)
+            };
+            let expected = run(&PORTABLE);
             for kernels in available() {
-                prop_assert_eq!(run(kernels), run(&PORTABLE), "{}", kernels.name);
+                prop_assert_eq!(&run(kernels), &expected, "{}", kernels.name);
             }
         }
 
         #[test]
-        fn every_depthwise_equals_the_portable(
-            pixels in 1..20_usize, step in 1..70_usize, quads in 1..8_usize,
+        fn every_column_equals_the_portable(
+            pixels in 1..20_usize, pixel in 1..40_usize, stride in 1..4_usize, quads in 1..8_usize, even in any::<bool>(),
+            channels in 1..=LANES, scale in 1e-5_f32..0.1, zero in 0..256_i32,
             seed in any::<u64>(), extreme in any::<bool>(),
         ) {
             let mut random = random(seed, extreme);
-            let taps: Vec<usize> = (0..quads * 4).map(|_| random() as usize % 200).collect();
-            let x: Vec<u8> = (0..pixels * step + 200 + SLACK).map(|_| random() as u8).collect();
-            let w: Vec<Block> = (0..quads).map(|_| Block(std::array::from_fn(|_| random() as i8))).collect();
-            let run = |kernels: &Kernels| {
-                let mut sums = vec![Sums([-1; LANES]); pixels];
-                // SAFETY: the sizes above.
-                unsafe { (kernels.depthwise)(x.as_ptr(), step, pixels, &taps, w.as_ptr(), sums.as_mut_ptr()) };
-                sums
+            let four: [u32; 4] = std::array::from_fn(|_| random() as u32 % 200);
+            let taps: Vec<[u32; 4]> = (0..quads)
+                .map(|quad| four.map(|tap| if even { tap + (quad * pixel) as u32 } else { random() as u32 % 200 }))
+                .collect();
+            let step = pixel * stride;
+            let x = bytes(&mut random, pixels * step + quads * pixel + 200 + SLACK);
+            let weights = weights(&mut random, quads);
+            let bias = sums(&mut random);
+            let scale = scales(&mut random, 1, scale);
+            let layer = Columns {
+                x: x.as_ptr(), step, pixels, taps: &taps, shift: if even { pixel } else { 0 }, weights: &weights,
+                bias: &bias,
             };
+            let to: Vec<u32> = (0..pixels).map(|pixel| (pixel * (channels + 1)) as u32).collect();
+            let run = |kernels: &Kernels| {
+                let mut raw = vec![Sums([-1; LANES]); pixels];
+                let mut out = vec![7; pixels * (channels + 1)];
+                // SAFETY: the sizes above.
+                unsafe {
+                    (kernels.columns)(&layer, &Target::Sums(raw.as_mut_ptr()));
+                    let to = Target::Bytes {
+                        scale: &scale, to: rounding(zero), out: out.as_mut_ptr(), rows: &to, channels,
+                    };
+                    (kernels.columns)(&layer, &to);
+                }
+                (raw, out)
+            };
+            let expected = run(&PORTABLE);
             for kernels in available() {
-                prop_assert_eq!(run(kernels), run(&PORTABLE), "{}", kernels.name);
+                prop_assert_eq!(&run(kernels), &expected, "{}", kernels.name);
             }
         }
 
         #[test]
         fn every_rounding_equals_the_portable(
-            n in 1..70_usize, lanes in 1..=LANES, seed in any::<u64>(), scale in 1e-6_f32..10.0, zero in 0..256_i32,
+            n in 1..200_usize, seed in any::<u64>(), scale in 1e-6_f32..10.0, zero in 0..256_i32,
         ) {
             let mut random = random(seed, false);
-            let low = if SIGNED { -128 } else { 0 };
-            let zero = zero + low;
-            let to = Requant { zero, low: (low - zero) as f32, high: (low + 255 - zero) as f32 };
-            let sums: Vec<Sums> = (0..n).map(|_| Sums(std::array::from_fn(|_| random() as i32 >> 8))).collect();
-            let bias = Sums(std::array::from_fn(|_| random() as i32 >> 12));
-            let scales: [f32; LANES] = std::array::from_fn(|_| scale * (random() as u8 as f32 + 1.0) / 128.0);
-            let (a, b): (Vec<u8>, Vec<u8>) = (0..n).map(|_| (random() as u8, random() as u8)).unzip();
+            let (a, b) = (bytes(&mut random, n), bytes(&mut random, n));
             let x: Vec<f32> = (0..n).map(|_| (random() as i32 as f32) * 1e-8).collect();
+            let low = if SIGNED { -128.0 } else { 0.0 };
             let run = |kernels: &Kernels| {
-                let (mut out, mut sum, mut steps) = (vec![0; n * LANES], vec![0; n], vec![0; n]);
+                let (mut sum, mut steps) = (vec![0; n], vec![0; n]);
                 // SAFETY: the sizes above.
                 unsafe {
-                    (kernels.requant)(&sums, &bias, &scales, to, out.as_mut_ptr(), lanes, lanes);
-                    (kernels.add)(&a, &b, (scale, 0.5, 3.25), (low as f32, (low + 255) as f32), &mut sum);
-                    (kernels.quantize)(&x, scale, to, &mut steps);
+                    (kernels.add)(&a, &b, (scale, 0.5, 3.25), (low, low + 255.0), &mut sum);
+                    (kernels.quantize)(&x, scale, rounding(zero), &mut steps);
                 }
-                (out, sum, steps)
+                (sum, steps)
             };
             for kernels in available() {
                 prop_assert_eq!(run(kernels), run(&PORTABLE), "{}", kernels.name);
             }
         }
+    }
+
+    fn bytes(random: &mut impl FnMut() -> u64, n: usize) -> Vec<u8> {
+        (0..n).map(|_| random() as u8).collect()
+    }
+
+    fn weights(random: &mut impl FnMut() -> u64, n: usize) -> Vec<Block> {
+        (0..n).map(|_| Block(std::array::from_fn(|_| random() as i8))).collect()
+    }
+
+    fn sums(random: &mut impl FnMut() -> u64) -> Sums {
+        Sums(std::array::from_fn(|_| random() as i32 >> 12))
+    }
+
+    fn scales(random: &mut impl FnMut() -> u64, n: usize, scale: f32) -> Vec<Scales> {
+        let mut one = || Scales(std::array::from_fn(|_| scale * (random() as u8 as f32 + 1.0) / 128.0));
+        (0..n).map(|_| one()).collect()
+    }
+
+    /// To every byte there is; `zero` counts from the least.
+    fn rounding(zero: i32) -> Requant {
+        let low = if SIGNED { -128 } else { 0 };
+        Requant { zero: zero + low, low: -zero as f32, high: (255 - zero) as f32 }
     }
 
     /// Splitmix64; `extreme`: only the values at which sums overflow in 16 bits.

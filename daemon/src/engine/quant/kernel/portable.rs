@@ -1,10 +1,9 @@
 //! The reference: plain loops, which the compiler may turn into what vector instructions every processor has.
 
-use super::{Block, Kernels, LANES, ROWS, Requant, SIGNED, Sums};
+use super::{Columns, Kernels, LANES, Product, Requant, SIGNED, Scales, Sums, Target};
 
 /// Runs anywhere.
-pub const PORTABLE: Kernels =
-    Kernels { name: "portable", dot, depthwise, requant: round_sums, add: add_bytes, quantize: round_floats };
+pub const PORTABLE: Kernels = Kernels { name: "portable", product, columns, add: add_bytes, quantize: round_floats };
 
 /// A stored byte's value.
 #[inline(always)]
@@ -12,50 +11,65 @@ fn value(byte: u8) -> i32 {
     if SIGNED { i32::from(byte as i8) } else { i32::from(byte) }
 }
 
-unsafe fn dot(
-    x: &[*const u8; ROWS],
-    rows: usize,
-    segments: &[usize],
-    quads: usize,
-    w: *const Block,
-    blocks: usize,
-    sums: *mut Sums,
-) {
-    for (row, x) in x[..rows].iter().enumerate() {
-        for block in 0..blocks {
-            let mut sum = [0_i32; LANES];
-            for (at, segment) in segments.iter().enumerate() {
-                for quad in 0..quads {
-                    // SAFETY: the caller's, see [`Kernels::dot`].
-                    let (x, w) = unsafe {
-                        let w = w.add((block * segments.len() + at) * quads + quad);
-                        (x.add(segment + quad * 4).cast::<[u8; 4]>().read(), &(*w).0)
-                    };
+unsafe fn product(layer: &Product, target: &Target) {
+    let size = layer.segments.len() * layer.quads;
+    for (row, start) in layer.rows.iter().enumerate() {
+        for (block, bias) in layer.bias.iter().enumerate() {
+            let mut sum = bias.0;
+            let mut weights = layer.weights[block * size..].iter();
+            for segment in layer.segments {
+                for (quad, w) in (0..layer.quads).zip(&mut weights) {
+                    // SAFETY: the caller's, see [`Kernels::product`].
+                    let x =
+                        unsafe { layer.x.add(*start as usize + *segment as usize + quad * 4).cast::<[u8; 4]>().read() };
                     for (lane, sum) in sum.iter_mut().enumerate() {
                         for i in 0..4 {
-                            *sum = sum.wrapping_add(value(x[i]) * i32::from(w[lane * 4 + i]));
+                            *sum = sum.wrapping_add(value(x[i]) * i32::from(w.0[lane * 4 + i]));
                         }
                     }
                 }
             }
             // SAFETY: as above.
-            unsafe { sums.add(block * rows + row).write(Sums(sum)) };
+            unsafe { put(target, row, block, layer.bias.len(), &Sums(sum)) };
         }
     }
 }
 
-unsafe fn depthwise(x: *const u8, step: usize, pixels: usize, taps: &[usize], w: *const Block, sums: *mut Sums) {
-    for pixel in 0..pixels {
-        let mut sum = [0_i32; LANES];
-        for (at, tap) in taps.iter().enumerate() {
-            // SAFETY: the caller's, see [`Kernels::depthwise`].
-            let (x, w) = unsafe { (x.add(pixel * step + tap).cast::<[u8; LANES]>().read(), &(*w.add(at / 4)).0) };
-            for (lane, sum) in sum.iter_mut().enumerate() {
-                *sum = sum.wrapping_add(value(x[lane]) * i32::from(w[lane * 4 + at % 4]));
+unsafe fn columns(layer: &Columns, target: &Target) {
+    for pixel in 0..layer.pixels {
+        let mut sum = layer.bias.0;
+        for (taps, w) in layer.taps.iter().zip(layer.weights) {
+            for (i, tap) in taps.iter().enumerate() {
+                // SAFETY: the caller's, see [`Kernels::columns`].
+                let x =
+                    unsafe { layer.x.add(pixel * layer.step + *tap as usize).cast::<[u8; LANES]>().read_unaligned() };
+                for (lane, sum) in sum.iter_mut().enumerate() {
+                    *sum = sum.wrapping_add(value(x[lane]) * i32::from(w.0[lane * 4 + i]));
+                }
             }
         }
         // SAFETY: as above.
-        unsafe { sums.add(pixel).write(Sums(sum)) };
+        unsafe { put(target, pixel, 0, 1, &Sums(sum)) };
+    }
+}
+
+/// Puts the sums of a row's block where they go.
+///
+/// # Safety
+/// The target has room for that row and block.
+#[inline(always)]
+pub unsafe fn put(target: &Target, row: usize, block: usize, blocks: usize, sums: &Sums) {
+    match target {
+        // SAFETY: the caller's.
+        Target::Sums(to) => unsafe { to.add(row * blocks + block).write(*sums) },
+        Target::Bytes { scale, to, out, rows, channels } => {
+            let bytes = round_sums(sums, &scale[block], *to);
+            let lanes = LANES.min(channels - block * LANES);
+            // SAFETY: the caller's.
+            unsafe {
+                out.add(rows[row] as usize + block * LANES).copy_from_nonoverlapping(bytes.as_ptr(), lanes);
+            }
+        }
     }
 }
 
@@ -69,36 +83,10 @@ fn byte(x: f32, low: f32, high: f32, zero: i32) -> u8 {
     (unsafe { x.round_ties_even().to_int_unchecked::<i32>() } + zero) as u8
 }
 
-/// See [`Kernels::requant`].
-///
-/// # Safety
-/// As there.
+/// Bytes of one block's sums.
 #[inline(always)]
-pub unsafe fn round_sums(
-    sums: &[Sums],
-    bias: &Sums,
-    scale: &[f32; LANES],
-    to: Requant,
-    out: *mut u8,
-    stride: usize,
-    lanes: usize,
-) {
-    for (row, sums) in sums.iter().enumerate() {
-        let mut bytes = [0; LANES];
-        for lane in 0..LANES {
-            let sum = sums.0[lane].wrapping_add(bias.0[lane]) as f32 * scale[lane];
-            bytes[lane] = byte(sum, to.low, to.high, to.zero);
-        }
-        // SAFETY: the caller's.
-        unsafe {
-            let out = out.add(row * stride);
-            if lanes == LANES {
-                out.cast::<[u8; LANES]>().write(bytes);
-            } else {
-                out.copy_from_nonoverlapping(bytes.as_ptr(), lanes);
-            }
-        }
-    }
+pub fn round_sums(sums: &Sums, scale: &Scales, to: Requant) -> [u8; LANES] {
+    std::array::from_fn(|lane| byte(sums.0[lane] as f32 * scale.0[lane], to.low, to.high, to.zero))
 }
 
 /// See [`Kernels::add`].

@@ -1,43 +1,37 @@
-//! AVX2 (pairs of 16 bits) and AVX-512 VNNI (quads of bytes).
+//! AVX2 (pairs of 16 bits), AVX-VNNI and AVX-512 VNNI (quads of bytes).
 
 use std::arch::x86_64::*;
 
-use super::portable::{add_bytes, round_floats, round_sums};
-use super::{Block, Kernels, LANES, ROWS, Requant, Sums};
+use super::portable::{add_bytes, round_floats};
+use super::{Columns, Kernels, LANES, Product, Requant, Sums, Target};
 
 pub fn add_available(found: &mut Vec<&'static Kernels>) {
-    if is_x86_feature_detected!("avx2") {
-        found.push(&AVX2);
+    if !is_x86_feature_detected!("avx2") {
+        return;
     }
-    let wanted = ["avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni"];
-    let have = [
-        is_x86_feature_detected!("avx512f"),
-        is_x86_feature_detected!("avx512bw"),
-        is_x86_feature_detected!("avx512vl"),
-        is_x86_feature_detected!("avx512dq"),
-        is_x86_feature_detected!("avx512vnni"),
-    ];
-    if have.len() == wanted.len() && have.iter().all(|have| *have) {
-        found.push(&VNNI);
+    found.push(&AVX2);
+    if is_x86_feature_detected!("avxvnni") {
+        found.push(&AVX_VNNI);
+    }
+    if is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vnni")
+    {
+        found.push(&AVX512_VNNI);
     }
 }
 
-/// Defines the tables' elementwise functions: the portable loops, compiled for more instructions.
+const AVX2: Kernels =
+    Kernels { name: "avx2", product: product_avx2, columns: columns_avx2, add: add_avx2, quantize: quantize_avx2 };
+const AVX_VNNI: Kernels = Kernels { name: "avx-vnni", product: product_vnni, columns: columns_vnni, ..AVX2 };
+const AVX512_VNNI: Kernels =
+    Kernels { name: "avx512-vnni", product: product_512, columns: columns_512, add: add_512, quantize: quantize_512 };
+
+/// Defines a table's elementwise functions: the portable loops, compiled for more instructions.
 macro_rules! elementwise {
-    ($features:literal, $requant:ident, $add:ident, $quantize:ident) => {
-        #[target_feature(enable = $features)]
-        unsafe fn $requant(
-            sums: &[Sums],
-            bias: &Sums,
-            scale: &[f32; LANES],
-            to: Requant,
-            out: *mut u8,
-            stride: usize,
-            lanes: usize,
-        ) {
-            // SAFETY: the caller's.
-            unsafe { round_sums(sums, bias, scale, to, out, stride, lanes) }
-        }
+    ($features:literal, $add:ident, $quantize:ident) => {
         #[target_feature(enable = $features)]
         fn $add(a: &[u8], b: &[u8], by: (f32, f32, f32), range: (f32, f32), out: &mut [u8]) {
             add_bytes(a, b, by, range, out);
@@ -48,266 +42,381 @@ macro_rules! elementwise {
         }
     };
 }
-elementwise!("avx2", requant_avx2, add_avx2, quantize_avx2);
-elementwise!("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni", requant_vnni, add_vnni, quantize_vnni);
+elementwise!("avx2", add_avx2, quantize_avx2);
+elementwise!("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni", add_512, quantize_512);
 
-/// Calls a kernel whose numbers of rows and blocks are known to the compiler.
-macro_rules! by_size {
-    ($kernel:ident, $rows:expr, $blocks:expr, $($argument:expr),*) => {
-        match ($rows, $blocks) {
-            (1, 1) => $kernel::<1, 1>($($argument),*),
-            (2, 1) => $kernel::<2, 1>($($argument),*),
-            (3, 1) => $kernel::<3, 1>($($argument),*),
-            (4, 1) => $kernel::<4, 1>($($argument),*),
-            (5, 1) => $kernel::<5, 1>($($argument),*),
-            (ROWS, 1) => $kernel::<6, 1>($($argument),*),
-            (1, 2) => $kernel::<1, 2>($($argument),*),
-            (2, 2) => $kernel::<2, 2>($($argument),*),
-            (3, 2) => $kernel::<3, 2>($($argument),*),
-            (4, 2) => $kernel::<4, 2>($($argument),*),
-            (5, 2) => $kernel::<5, 2>($($argument),*),
-            _ => $kernel::<6, 2>($($argument),*),
+/// Defines a table's walk over a layer: which tiles, of rows by blocks of channels, it is cut into.
+///
+/// Blocks are the outer loop: their weights stay in the nearest cache. A lone block leaves registers for more rows,
+/// and a single row takes many blocks at once, or each sum would wait for the one before it.
+macro_rules! product {
+    ($features:literal, $product:ident, $tile:ident, rows: $most:literal, lone: $lone:literal, blocks: $blocks:literal,
+     single: $single:literal, $(($rows:literal, $wide:literal))*) => {
+        #[target_feature(enable = $features)]
+        unsafe fn $product(layer: &Product, target: &Target) {
+            let (rows, blocks) = (layer.rows.len(), layer.bias.len());
+            let mut block = 0;
+            while block < blocks {
+                let left = blocks - block;
+                let wide = if rows == 1 { $single.min(1 << left.ilog2()) } else { $blocks.min(left) };
+                let most = if wide == 1 { $lone } else { $most };
+                let tiles = rows.div_ceil(most);
+                let mut row = 0;
+                for tile in 0..tiles {
+                    let n = (rows + tile) / tiles;
+                    // SAFETY: the caller's, see [`Kernels::product`].
+                    unsafe {
+                        match (n, wide) {
+                            $(($rows, $wide) => $tile::<$rows, $wide>(layer, target, row, block),)*
+                            _ => unreachable!("every tile is listed"),
+                        }
+                    }
+                    row += n;
+                }
+                block += wide;
+            }
         }
     };
 }
 
-const VNNI: Kernels = Kernels {
-    name: "avx512-vnni",
-    dot: dot_vnni,
-    depthwise: depthwise_vnni,
-    requant: requant_vnni,
-    add: add_vnni,
-    quantize: quantize_vnni,
-};
+product!("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni", product_512, tile_512, rows: 6, lone: 8, blocks: 2, single: 8,
+    (1, 1) (2, 1) (3, 1) (4, 1) (5, 1) (6, 1) (7, 1) (8, 1) (1, 2) (2, 2) (3, 2) (4, 2) (5, 2) (6, 2) (1, 4) (1, 8));
+product!("avx2,avxvnni", product_vnni, tile_vnni, rows: 6, lone: 6, blocks: 1, single: 4,
+    (1, 1) (2, 1) (3, 1) (4, 1) (5, 1) (6, 1) (1, 2) (1, 4));
+product!("avx2", product_avx2, tile_avx2, rows: 3, lone: 3, blocks: 1, single: 2,
+    (1, 1) (2, 1) (3, 1) (1, 2));
 
+/// The `R` rows from `row` on.
+///
+/// # Safety
+/// There are as many.
+#[inline(always)]
+unsafe fn starts<const R: usize>(layer: &Product, row: usize) -> [*const u8; R] {
+    // SAFETY: the caller's.
+    std::array::from_fn(|i| unsafe { layer.x.add(*layer.rows.get_unchecked(row + i) as usize) })
+}
+
+/// Sums of `R` rows by `B` blocks, in registers of 16.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-unsafe fn dot_vnni(
-    x: &[*const u8; ROWS],
-    rows: usize,
-    segments: &[usize],
-    quads: usize,
-    w: *const Block,
-    blocks: usize,
-    sums: *mut Sums,
-) {
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-    unsafe fn tile<const R: usize, const B: usize>(
-        x: &[*const u8; ROWS],
-        segments: &[usize],
-        quads: usize,
-        mut w: *const Block,
-        sums: *mut Sums,
-    ) {
-        // SAFETY: the caller's, see [`Kernels::dot`].
-        unsafe {
-            let between = segments.len() * quads;
-            let mut sum = [[_mm512_setzero_si512(); B]; R];
-            for segment in segments {
-                let mut x: [*const u8; R] = std::array::from_fn(|row| x[row].add(*segment));
-                for _ in 0..quads {
-                    let blocks: [__m512i; B] = std::array::from_fn(|b| _mm512_load_si512(w.add(b * between).cast()));
-                    for (x, sum) in x.iter_mut().zip(&mut sum) {
-                        let four = _mm512_set1_epi32(x.cast::<i32>().read_unaligned());
-                        *x = x.add(4);
-                        for (sum, w) in sum.iter_mut().zip(blocks) {
-                            *sum = _mm512_dpbusd_epi32(*sum, four, w);
+unsafe fn tile_512<const R: usize, const B: usize>(layer: &Product, target: &Target, row: usize, block: usize) {
+    // SAFETY: the caller's, see [`Kernels::product`].
+    unsafe {
+        let size = layer.segments.len() * layer.quads;
+        let start = starts::<R>(layer, row);
+        let mut w = layer.weights.as_ptr().add(block * size);
+        let bias: [__m512i; B] = std::array::from_fn(|b| load_512(&layer.bias[block + b]));
+        let mut sums = [bias; R];
+        for segment in layer.segments {
+            let x = start.map(|x| x.add(*segment as usize));
+            for quad in 0..layer.quads {
+                let weights: [__m512i; B] = std::array::from_fn(|b| _mm512_load_si512(w.add(b * size).cast()));
+                for (x, sums) in x.iter().zip(&mut sums) {
+                    let four = _mm512_set1_epi32(x.add(quad * 4).cast::<i32>().read_unaligned());
+                    for (sum, w) in sums.iter_mut().zip(weights) {
+                        *sum = _mm512_dpbusd_epi32(*sum, four, w);
+                    }
+                }
+                w = w.add(1);
+            }
+        }
+        for (i, sums) in sums.into_iter().enumerate() {
+            for (b, sum) in sums.into_iter().enumerate() {
+                put_512(target, row + i, block + b, layer.bias.len(), sum);
+            }
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load_512(sums: &Sums) -> __m512i {
+    // SAFETY: 64 bytes, aligned.
+    unsafe { _mm512_load_si512(std::ptr::from_ref(sums).cast()) }
+}
+
+/// See [`super::portable::put`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+unsafe fn put_512(target: &Target, row: usize, block: usize, blocks: usize, sum: __m512i) {
+    // SAFETY: the caller's.
+    unsafe {
+        match target {
+            Target::Sums(to) => _mm512_store_si512(to.add(row * blocks + block).cast(), sum),
+            Target::Bytes { scale, to, out, rows, channels } => {
+                let scale = _mm512_load_ps(scale.as_ptr().add(block).cast());
+                // The second operand is taken where the first is no number.
+                let x = _mm512_max_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sum), scale), _mm512_set1_ps(to.low));
+                let x = _mm512_min_ps(x, _mm512_set1_ps(to.high));
+                let x = _mm512_cvtepi32_epi8(_mm512_add_epi32(_mm512_cvtps_epi32(x), _mm512_set1_epi32(to.zero)));
+                let out = out.add(*rows.get_unchecked(row) as usize + block * LANES);
+                let lanes = channels - block * LANES;
+                if lanes >= LANES {
+                    _mm_storeu_si128(out.cast(), x);
+                } else {
+                    _mm_mask_storeu_epi8(out.cast(), (1 << lanes) - 1, x);
+                }
+            }
+        }
+    }
+}
+
+/// Defines tiles in registers of 8 sums: how weights and bytes are prepared, and how they are multiplied and added.
+macro_rules! narrow {
+    ($features:literal, $tile:ident, $columns:ident, $run:ident, $weights:ident, $bytes:ident, $add:ident) => {
+        #[target_feature(enable = $features)]
+        unsafe fn $tile<const R: usize, const B: usize>(layer: &Product, target: &Target, row: usize, block: usize) {
+            // SAFETY: the caller's, see [`Kernels::product`].
+            unsafe {
+                let size = layer.segments.len() * layer.quads;
+                let start = starts::<R>(layer, row);
+                let mut w = layer.weights.as_ptr().add(block * size);
+                let bias: [[__m256i; 2]; B] = std::array::from_fn(|b| load_256(&layer.bias[block + b]));
+                let mut sums = [bias; R];
+                for segment in layer.segments {
+                    let x = start.map(|x| x.add(*segment as usize));
+                    for quad in 0..layer.quads {
+                        for b in 0..B {
+                            let w = w.add(b * size).cast::<__m256i>();
+                            let halves = [$weights(_mm256_load_si256(w)), $weights(_mm256_load_si256(w.add(1)))];
+                            for (x, sums) in x.iter().zip(&mut sums) {
+                                let four = $bytes(_mm256_set1_epi32(x.add(quad * 4).cast::<i32>().read_unaligned()));
+                                sums[b][0] = $add(sums[b][0], four, halves[0]);
+                                sums[b][1] = $add(sums[b][1], four, halves[1]);
+                            }
+                        }
+                        w = w.add(1);
+                    }
+                }
+                for (i, sums) in sums.into_iter().enumerate() {
+                    for (b, sums) in sums.into_iter().enumerate() {
+                        put_256(target, row + i, block + b, layer.bias.len(), sums);
+                    }
+                }
+            }
+        }
+
+        #[target_feature(enable = $features)]
+        unsafe fn $run<const Q: usize, const KEPT: usize>(layer: &Columns, target: &Target) {
+            // SAFETY: the caller's, see [`Kernels::columns`].
+            unsafe {
+                let bias = load_256(layer.bias);
+                let mut quads = [[_mm256_setzero_si256(); 2]; Q];
+                for pixel in 0..layer.pixels {
+                    let x = layer.x.add(pixel * layer.step);
+                    let first = if pixel == 0 { 0 } else { KEPT };
+                    quads.copy_within(Q - first.., 0);
+                    for (quad, taps) in quads.iter_mut().zip(layer.taps).skip(first) {
+                        *quad = transposed(x, taps);
+                    }
+                    let mut sums = bias;
+                    for (quad, w) in quads.iter().zip(layer.weights) {
+                        for (half, sum) in sums.iter_mut().enumerate() {
+                            let w = _mm256_load_si256(std::ptr::from_ref(w).cast::<__m256i>().add(half));
+                            *sum = $add(*sum, $bytes(quad[half]), $weights(w));
                         }
                     }
-                    w = w.add(1);
-                }
-            }
-            for (row, sum) in sum.into_iter().enumerate() {
-                for (block, sum) in sum.into_iter().enumerate() {
-                    _mm512_store_si512(sums.add(block * R + row).cast(), sum);
+                    put_256(target, pixel, 0, 1, sums);
                 }
             }
         }
-    }
-    // SAFETY: the caller's.
-    unsafe { by_size!(tile, rows, blocks, x, segments, quads, w, sums) }
-}
 
-/// Four taps of 16 channels as four registers of 4 channels by 4 taps.
-#[inline]
-#[target_feature(enable = "avx2")]
-unsafe fn transpose(x: *const u8, taps: &[usize; 4]) -> [__m128i; 4] {
-    // SAFETY: the caller's: four taps with 16 bytes at each.
-    let [a, b, c, d]: [__m128i; 4] = std::array::from_fn(|i| unsafe { _mm_loadu_si128(x.add(taps[i]).cast()) });
-    let (ab, cd) = (_mm_unpacklo_epi8(a, b), _mm_unpacklo_epi8(c, d));
-    let (ab_high, cd_high) = (_mm_unpackhi_epi8(a, b), _mm_unpackhi_epi8(c, d));
-    [
-        _mm_unpacklo_epi16(ab, cd),
-        _mm_unpackhi_epi16(ab, cd),
-        _mm_unpacklo_epi16(ab_high, cd_high),
-        _mm_unpackhi_epi16(ab_high, cd_high),
-    ]
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-unsafe fn depthwise_vnni(x: *const u8, step: usize, pixels: usize, taps: &[usize], w: *const Block, sums: *mut Sums) {
-    /// With the number of quads known, taps and weights stay in registers.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-    unsafe fn row<const Q: usize>(
-        x: *const u8,
-        step: usize,
-        pixels: usize,
-        taps: &[[usize; 4]],
-        w: *const Block,
-        sums: *mut Sums,
-    ) {
-        // SAFETY: the caller's, see [`Kernels::depthwise`].
-        unsafe {
-            let taps: [[usize; 4]; Q] = std::array::from_fn(|quad| taps[quad]);
-            let w: [[__m128i; 4]; Q] = std::array::from_fn(|quad| {
-                std::array::from_fn(|i| _mm_load_si128(w.add(quad).cast::<__m128i>().add(i)))
-            });
-            for pixel in 0..pixels {
-                let x = x.add(pixel * step);
-                let mut sum = [_mm_setzero_si128(); 4];
-                for (taps, w) in taps.iter().zip(&w) {
-                    for (i, x) in transpose(x, taps).into_iter().enumerate() {
-                        sum[i] = _mm_dpbusd_epi32(sum[i], x, w[i]);
+        #[target_feature(enable = $features)]
+        unsafe fn $columns(layer: &Columns, target: &Target) {
+            // SAFETY: the caller's, see [`Kernels::columns`].
+            unsafe {
+                by_columns!(layer, target, $run);
+                let bias = load_256(layer.bias);
+                for pixel in 0..layer.pixels {
+                    let x = layer.x.add(pixel * layer.step);
+                    let mut sums = bias;
+                    for (taps, w) in layer.taps.iter().zip(layer.weights) {
+                        let quad = transposed(x, taps);
+                        for (half, sum) in sums.iter_mut().enumerate() {
+                            let w = _mm256_load_si256(std::ptr::from_ref(w).cast::<__m256i>().add(half));
+                            *sum = $add(*sum, $bytes(quad[half]), $weights(w));
+                        }
                     }
-                }
-                for (i, sum) in sum.into_iter().enumerate() {
-                    _mm_store_si128(sums.add(pixel).cast::<__m128i>().add(i), sum);
+                    put_256(target, pixel, 0, 1, sums);
                 }
             }
         }
-    }
-    let (quads, _) = taps.as_chunks::<4>();
-    // SAFETY: the caller's, see [`Kernels::depthwise`].
-    unsafe {
-        match quads.len() {
-            1 => return row::<1>(x, step, pixels, quads, w, sums),
-            2 => return row::<2>(x, step, pixels, quads, w, sums),
-            3 => return row::<3>(x, step, pixels, quads, w, sums),
+    };
+}
+
+/// Runs a kernel whose number of quads, and of those that a pixel shares with the one before, the compiler knows.
+/// Falls through where there is none for these numbers.
+macro_rules! by_columns {
+    ($layer:ident, $target:ident, $run:ident) => {
+        match ($layer.taps.len(), kept($layer)) {
+            (1, _) => return $run::<1, 0>($layer, $target),
+            (2, 0) => return $run::<2, 0>($layer, $target),
+            (3, 0) => return $run::<3, 0>($layer, $target),
+            (3, 1) => return $run::<3, 1>($layer, $target),
+            (3, 2) => return $run::<3, 2>($layer, $target),
+            (4, 3) => return $run::<4, 3>($layer, $target),
             _ => {}
         }
-        for pixel in 0..pixels {
-            let x = x.add(pixel * step);
-            let mut sum = [_mm_setzero_si128(); 4];
-            for (quad, taps) in quads.iter().enumerate() {
-                let w = w.add(quad).cast::<__m128i>();
-                for (i, x) in transpose(x, taps).into_iter().enumerate() {
-                    sum[i] = _mm_dpbusd_epi32(sum[i], x, _mm_load_si128(w.add(i)));
-                }
-            }
-            for (i, sum) in sum.into_iter().enumerate() {
-                _mm_store_si128(sums.add(pixel).cast::<__m128i>().add(i), sum);
-            }
-        }
+    };
+}
+
+/// How many of a pixel's quads the next one needs again.
+fn kept(layer: &Columns) -> usize {
+    match layer.step.checked_div(layer.shift) {
+        Some(apart) if layer.step == apart * layer.shift => layer.taps.len().saturating_sub(apart),
+        _ => 0,
     }
 }
 
-const AVX2: Kernels = Kernels {
-    name: "avx2",
-    dot: dot_avx2,
-    depthwise: depthwise_avx2,
-    requant: requant_avx2,
-    add: add_avx2,
-    quantize: quantize_avx2,
-};
+narrow!("avx2,avxvnni", tile_vnni, columns_vnni, run_vnni, same, same, add_quads);
+narrow!("avx2", tile_avx2, columns_avx2, run_avx2, signed_pairs, unsigned_pairs, add_pairs);
+
+#[inline]
+#[target_feature(enable = "avx2,avxvnni")]
+fn same(x: __m256i) -> __m256i {
+    x
+}
+
+#[inline]
+#[target_feature(enable = "avx2,avxvnni")]
+fn add_quads(sum: __m256i, x: __m256i, w: __m256i) -> __m256i {
+    _mm256_dpbusd_avx_epi32(sum, x, w)
+}
 
 /// Bytes 0 and 2 of each 32 bits, and bytes 1 and 3, as pairs of 16 bits: `vpmaddwd` then multiplies and adds
 /// without the saturation that `vpmaddubsw` has.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn unsigned_pairs(x: __m256i) -> (__m256i, __m256i) {
-    (_mm256_and_si256(x, _mm256_set1_epi32(0x00ff_00ff)), _mm256_srli_epi16::<8>(x))
+fn unsigned_pairs(x: __m256i) -> [__m256i; 2] {
+    [_mm256_and_si256(x, _mm256_set1_epi32(0x00ff_00ff)), _mm256_srli_epi16::<8>(x)]
 }
 
 #[inline]
 #[target_feature(enable = "avx2")]
-fn signed_pairs(w: __m256i) -> (__m256i, __m256i) {
-    (_mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(w)), _mm256_srai_epi16::<8>(w))
+fn signed_pairs(w: __m256i) -> [__m256i; 2] {
+    [_mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(w)), _mm256_srai_epi16::<8>(w)]
 }
 
 #[inline]
 #[target_feature(enable = "avx2")]
-fn add_products(sum: __m256i, x: (__m256i, __m256i), w: (__m256i, __m256i)) -> __m256i {
-    let sum = _mm256_add_epi32(sum, _mm256_madd_epi16(x.0, w.0));
-    _mm256_add_epi32(sum, _mm256_madd_epi16(x.1, w.1))
+fn add_pairs(sum: __m256i, x: [__m256i; 2], w: [__m256i; 2]) -> __m256i {
+    let sum = _mm256_add_epi32(sum, _mm256_madd_epi16(x[0], w[0]));
+    _mm256_add_epi32(sum, _mm256_madd_epi16(x[1], w[1]))
 }
 
+#[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn dot_avx2(
-    x: &[*const u8; ROWS],
-    rows: usize,
-    segments: &[usize],
-    quads: usize,
-    w: *const Block,
-    blocks: usize,
-    sums: *mut Sums,
-) {
-    /// Three rows of a block's sums, its weights and a row's bytes fit the 16 registers.
-    #[target_feature(enable = "avx2")]
-    unsafe fn tile<const R: usize>(
-        x: &[*const u8],
-        segments: &[usize],
-        quads: usize,
-        mut w: *const Block,
-        sums: *mut Sums,
-    ) {
-        // SAFETY: the caller's, see [`Kernels::dot`].
-        unsafe {
-            let mut sum = [[_mm256_setzero_si256(); 2]; R];
-            for segment in segments {
-                let mut x: [*const u8; R] = std::array::from_fn(|row| x[row].add(*segment));
-                for _ in 0..quads {
-                    let halves: [_; 2] =
-                        std::array::from_fn(|half| signed_pairs(_mm256_load_si256(w.cast::<__m256i>().add(half))));
-                    for (x, sum) in x.iter_mut().zip(&mut sum) {
-                        let four = unsigned_pairs(_mm256_set1_epi32(x.cast::<i32>().read_unaligned()));
-                        *x = x.add(4);
-                        sum[0] = add_products(sum[0], four, halves[0]);
-                        sum[1] = add_products(sum[1], four, halves[1]);
-                    }
-                    w = w.add(1);
-                }
+fn load_256(sums: &Sums) -> [__m256i; 2] {
+    let at = std::ptr::from_ref(sums).cast::<__m256i>();
+    // SAFETY: 64 bytes, aligned.
+    unsafe { [_mm256_load_si256(at), _mm256_load_si256(at.add(1))] }
+}
+
+/// See [`super::portable::put`].
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn put_256(target: &Target, row: usize, block: usize, blocks: usize, sums: [__m256i; 2]) {
+    // SAFETY: the caller's.
+    unsafe {
+        match target {
+            Target::Sums(to) => {
+                let to = to.add(row * blocks + block).cast::<__m256i>();
+                _mm256_store_si256(to, sums[0]);
+                _mm256_store_si256(to.add(1), sums[1]);
             }
-            for (row, sum) in sum.into_iter().enumerate() {
-                let to = sums.add(row).cast::<__m256i>();
-                _mm256_store_si256(to, sum[0]);
-                _mm256_store_si256(to.add(1), sum[1]);
-            }
-        }
-    }
-    for block in 0..blocks {
-        for row in (0..rows).step_by(3) {
-            // SAFETY: the caller's, within its rows and blocks.
-            unsafe {
-                let (x, w) = (&x[row..rows], w.add(block * segments.len() * quads));
-                let sums = sums.add(block * rows + row);
-                match x.len() {
-                    1 => tile::<1>(x, segments, quads, w, sums),
-                    2 => tile::<2>(x, segments, quads, w, sums),
-                    _ => tile::<3>(x, segments, quads, w, sums),
+            Target::Bytes { scale, to, out, rows, channels } => {
+                let scale: *const f32 = scale.as_ptr().add(block).cast();
+                let [a, b] = [0, 1].map(|half| {
+                    let scale = _mm256_load_ps(scale.add(half * 8));
+                    // The second operand is taken where the first is no number.
+                    let x = _mm256_mul_ps(_mm256_cvtepi32_ps(sums[half]), scale);
+                    let x = _mm256_min_ps(_mm256_max_ps(x, _mm256_set1_ps(to.low)), _mm256_set1_ps(to.high));
+                    _mm256_add_epi32(_mm256_cvtps_epi32(x), _mm256_set1_epi32(to.zero))
+                });
+                let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(a, b));
+                let x = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+                let out = out.add(*rows.get_unchecked(row) as usize + block * LANES);
+                let lanes = channels - block * LANES;
+                if lanes >= LANES {
+                    _mm_storeu_si128(out.cast(), x);
+                } else {
+                    let mut bytes = [0; LANES];
+                    _mm_storeu_si128(bytes.as_mut_ptr().cast(), x);
+                    out.copy_from_nonoverlapping(bytes.as_ptr(), lanes);
                 }
             }
         }
     }
 }
 
+/// Four taps of 16 channels as 16 channels of 4 taps.
+#[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn depthwise_avx2(x: *const u8, step: usize, pixels: usize, taps: &[usize], w: *const Block, sums: *mut Sums) {
-    for pixel in 0..pixels {
-        // SAFETY: the caller's, see [`Kernels::depthwise`].
-        unsafe {
-            let x = x.add(pixel * step);
-            let mut sum = [_mm256_setzero_si256(); 2];
-            for (quad, taps) in taps.as_chunks::<4>().0.iter().enumerate() {
-                let w = w.add(quad).cast::<__m256i>();
-                let [a, b, c, d] = transpose(x, taps);
-                let x = [_mm256_set_m128i(b, a), _mm256_set_m128i(d, c)];
-                for half in 0..2 {
-                    sum[half] =
-                        add_products(sum[half], unsigned_pairs(x[half]), signed_pairs(_mm256_load_si256(w.add(half))));
-                }
+unsafe fn transposed(x: *const u8, taps: &[u32; 4]) -> [__m256i; 2] {
+    // SAFETY: the caller's: 16 bytes at each tap.
+    let [a, b, c, d] = taps.map(|tap| unsafe { _mm_loadu_si128(x.add(tap as usize).cast()) });
+    let (ab, cd) = (_mm_unpacklo_epi8(a, b), _mm_unpacklo_epi8(c, d));
+    let (ab_high, cd_high) = (_mm_unpackhi_epi8(a, b), _mm_unpackhi_epi8(c, d));
+    [
+        _mm256_set_m128i(_mm_unpackhi_epi16(ab, cd), _mm_unpacklo_epi16(ab, cd)),
+        _mm256_set_m128i(_mm_unpackhi_epi16(ab_high, cd_high), _mm_unpacklo_epi16(ab_high, cd_high)),
+    ]
+}
+
+/// The same in one register: 4 by 4 groups of four bytes are turned, then 4 by 4 bytes in each.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+unsafe fn transposed_512(x: *const u8, taps: &[u32; 4]) -> __m512i {
+    // SAFETY: the caller's: 16 bytes at each tap.
+    let [a, b, c, d] = taps.map(|tap| unsafe { _mm_loadu_si128(x.add(tap as usize).cast()) });
+    let all = _mm512_inserti32x4::<1>(_mm512_castsi128_si512(a), b);
+    let all = _mm512_inserti32x4::<3>(_mm512_inserti32x4::<2>(all, c), d);
+    let groups = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    let bytes = _mm512_set4_epi32(0x0f0b_0703, 0x0e0a_0602, 0x0d09_0501, 0x0c08_0400);
+    _mm512_shuffle_epi8(_mm512_permutexvar_epi32(groups, all), bytes)
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+unsafe fn run_512<const Q: usize, const KEPT: usize>(layer: &Columns, target: &Target) {
+    // SAFETY: the caller's, see [`Kernels::columns`].
+    unsafe {
+        let bias = load_512(layer.bias);
+        let w: [__m512i; Q] = std::array::from_fn(|quad| _mm512_load_si512(layer.weights.as_ptr().add(quad).cast()));
+        let taps: [[u32; 4]; Q] = std::array::from_fn(|quad| layer.taps[quad]);
+        let mut quads = [_mm512_setzero_si512(); Q];
+        for quad in 0..KEPT {
+            quads[Q - KEPT + quad] = transposed_512(layer.x, &taps[quad]);
+        }
+        for pixel in 0..layer.pixels {
+            let x = layer.x.add(pixel * layer.step);
+            for quad in 0..KEPT {
+                quads[quad] = quads[Q - KEPT + quad];
             }
-            let to = sums.add(pixel).cast::<__m256i>();
-            _mm256_store_si256(to, sum[0]);
-            _mm256_store_si256(to.add(1), sum[1]);
+            for quad in KEPT..Q {
+                quads[quad] = transposed_512(x, &taps[quad]);
+            }
+            let mut sum = bias;
+            for quad in 0..Q {
+                sum = _mm512_dpbusd_epi32(sum, quads[quad], w[quad]);
+            }
+            put_512(target, pixel, 0, 1, sum);
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+unsafe fn columns_512(layer: &Columns, target: &Target) {
+    // SAFETY: the caller's, see [`Kernels::columns`].
+    unsafe {
+        by_columns!(layer, target, run_512);
+        let bias = load_512(layer.bias);
+        for pixel in 0..layer.pixels {
+            let x = layer.x.add(pixel * layer.step);
+            let mut sum = bias;
+            for (taps, w) in layer.taps.iter().zip(layer.weights) {
+                let w = _mm512_load_si512(std::ptr::from_ref(w).cast());
+                sum = _mm512_dpbusd_epi32(sum, transposed_512(x, taps), w);
+            }
+            put_512(target, pixel, 0, 1, sum);
         }
     }
 }

@@ -5,15 +5,17 @@
 //! ends it decides the rounding, as onnxruntime's fused operators do.
 
 mod ops;
+mod pack;
 
 use std::collections::HashMap;
 
 use tract_onnx::pb::NodeProto;
 use tract_onnx::prelude::*;
 
-use super::kernel::{self, Block, LANES, Requant, SIGNED, Sums};
-use super::program::{Depthwise, Finish, Layer, Program, Slot, Step, Window, round, value};
+use super::kernel::{self, Requant, SIGNED};
+use super::program::{Finish, Program, Slot, Step, Window, round, value};
 use ops::concat;
+use pack::Numbers;
 
 /// Why a node cannot be lowered.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -628,7 +630,6 @@ impl Lowering {
     fn linear(&mut self, linear: Linear, finish: Finish, by: f32) -> Lowered<View> {
         let Linear { x, grid, window, groups, weights, scale, mut bias, shift, shape, order } = linear;
         let all = scale.len();
-        let channels = all / groups;
         let per = weights.len() / all;
         let unit = |c: usize| grid.scale * scale[c];
         if bias.is_empty() {
@@ -651,110 +652,11 @@ impl Lowering {
             let sum: i32 = weights[c * per..][..per].iter().sum();
             *bias = bias.wrapping_sub(sum.wrapping_mul(grid.zero));
         }
-        let zero = grid.zero as u8;
         let n: usize = shape.iter().product();
         let result = if matches!(finish, Finish::Bytes(_)) { self.new_bytes(n) } else { self.new_floats(n) };
-        let taps = window.kernel[0] * window.kernel[1];
-        let blocks = channels.div_ceil(LANES);
-        let lane = |group: usize, block: usize, lane: usize| {
-            let c = block * LANES + lane;
-            (c < channels).then_some(group * channels + c)
-        };
-        let each = |of: &dyn Fn(usize) -> i32| -> Vec<Sums> {
-            let one = |at: usize| Sums(std::array::from_fn(|l| lane(at / blocks, at % blocks, l).map_or(0, of)));
-            (0..groups * blocks).map(one).collect()
-        };
-        // A weight that is over a byte once its zero point is off is split in two that are not.
-        let (first, second): (Vec<i32>, Vec<i32>) =
-            weights.iter().map(|w| (*w).clamp(-128, 127)).map(|w| (w, 0)).unzip();
-        let mut parts = [first, second];
-        for (at, w) in weights.iter().enumerate() {
-            parts[1][at] = w - parts[0][at];
-        }
-        let wide = parts[1].iter().any(|w| *w != 0);
-        if channels == 1 && groups > 1 && window.source[2] == groups {
-            let copies = 1 + usize::from(wide);
-            /// A tap of the kernel, and the part and tap of the weights on it.
-            type Place = ([usize; 2], Option<(usize, usize)>);
-            let mut places: Vec<Place> = Vec::new();
-            for part in 0..copies {
-                places
-                    .extend((0..taps).map(|tap| ([tap / window.kernel[1], tap % window.kernel[1]], Some((part, tap)))));
-            }
-            places.resize(places.len().next_multiple_of(4), ([0, 0], None));
-            let pixels = if window.stride[1] == 1
-                && LANES.is_multiple_of(groups)
-                && window.result[1].is_multiple_of(LANES / groups)
-            {
-                LANES / groups
-            } else {
-                1
-            };
-            let blocks = groups.div_ceil(LANES);
-            let mut packed = vec![Block([0; 64]); blocks * places.len() / 4];
-            let (mut sums, mut scales) = (vec![Sums([0; LANES]); blocks], vec![[0.0; LANES]; blocks]);
-            for to in 0..groups * pixels {
-                let (c, block, lane) = (to % groups, to / LANES, to % LANES);
-                sums[block].0[lane] = bias[c];
-                scales[block][lane] = factor[c];
-                for (at, (_, source)) in places.iter().enumerate() {
-                    if let Some((part, tap)) = source {
-                        packed[block * places.len() / 4 + at / 4].0[lane * 4 + at % 4] =
-                            parts[*part][c * taps + tap] as i8;
-                    }
-                }
-            }
-            self.steps.push(Step::Depthwise(Box::new(Depthwise {
-                source: x.slot,
-                result,
-                window,
-                pixels,
-                taps: places.into_iter().map(|(tap, _)| tap).collect(),
-                weights: packed,
-                bias: sums,
-                scale: scales,
-                zero,
-                finish,
-            })));
-        } else {
-            // Taps beside each other lie beside each other where all channels are taken.
-            let run = if groups == 1 && window.dilation[1] == 1 { window.kernel[1] } else { 1 };
-            let segments: Vec<[usize; 2]> =
-                (0..taps).step_by(run).map(|tap| [tap / window.kernel[1], tap % window.kernel[1]]).collect();
-            let long = per / segments.len();
-            let quads = long.div_ceil(4);
-            let pack = |weights: &[i32]| {
-                let mut packed = vec![Block([0; 64]); groups * blocks * segments.len() * quads];
-                for c in 0..all {
-                    let (group, lane) = (c / channels, c % channels);
-                    let at = (group * blocks + lane / LANES) * segments.len() * quads;
-                    for k in 0..per {
-                        let (segment, k_in) = (k / long, k % long);
-                        let block = &mut packed[at + segment * quads + k_in / 4];
-                        block.0[(lane % LANES) * 4 + k_in % 4] = weights[c * per + k] as i8;
-                    }
-                }
-                packed
-            };
-            let scale = (0..groups * blocks)
-                .map(|at| std::array::from_fn(|l| lane(at / blocks, at % blocks, l).map_or(0.0, |c| factor[c])))
-                .collect();
-            self.steps.push(Step::Layer(Box::new(Layer {
-                source: x.slot,
-                result,
-                window,
-                groups,
-                channels,
-                quads,
-                weights: pack(&parts[0]),
-                rest: if wide { pack(&parts[1]) } else { Vec::new() },
-                segments,
-                bias: each(&|c| bias[c]),
-                scale,
-                zero,
-                finish,
-            })));
-        }
+        let zero = grid.zero as u8;
+        let numbers = Numbers { source: x.slot, result, window, groups, weights, bias, factor, zero, finish };
+        self.steps.push(pack::step(numbers)?);
         Ok(View { slot: result, shape, order })
     }
 }
