@@ -102,6 +102,8 @@ pub struct Layer {
     pub quads: usize,
     /// For each group and block of channels, one [`Block`] for each quad of each segment.
     pub weights: Vec<Block>,
+    /// Whether no weight is -128.
+    pub small: bool,
     /// For each group and block.
     pub bias: Vec<Sums>,
     /// For each group and block.
@@ -145,6 +147,8 @@ pub struct Depthwise {
     pub shift: usize,
     /// For each block of channels, one for each four taps.
     pub weights: Vec<Block>,
+    /// Whether no weight is -128.
+    pub small: bool,
     #[expect(missing_docs, reason = "as in Layer")]
     pub bias: Vec<Sums>,
     #[expect(missing_docs, reason = "as in Layer")]
@@ -439,6 +443,7 @@ impl Program {
                 segments: &layer.segments,
                 quads: layer.quads,
                 weights: &layer.weights[of_group.start * size..of_group.end * size],
+                small: layer.small,
                 bias: &layer.bias[of_group.clone()],
             };
             let channels = group * layer.channels..(group + 1) * layer.channels;
@@ -470,6 +475,7 @@ impl Program {
                     taps: &layer.taps,
                     shift: layer.shift,
                     weights: &layer.weights[block * quads..][..quads],
+                    small: layer.small,
                     bias: &layer.bias[block],
                 };
                 let run = |target: &Target| {

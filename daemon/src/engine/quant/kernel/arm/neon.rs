@@ -154,13 +154,16 @@ unsafe fn panel<const R: usize, const B: usize, const SMALL: bool>(
 pub unsafe fn columns(layer: &Columns, target: &Target) {
     // SAFETY: the caller's, see [`Kernels::columns`].
     unsafe {
-        // Where the last tap of each four only fills them up, it is not read.
-        let three = layer.taps.iter().zip(layer.weights).all(|(taps, w)| taps[3] == taps[0] && (0..LANES).all(|lane| w.0[lane * 4 + 3] == 0));
-        match (layer.taps.len(), three, layer.small) {
-            (3, true, true) => pixels::<3, 3, true>(layer, target),
-            (3, true, false) => pixels::<3, 3, false>(layer, target),
-            (_, _, true) => any_pixels::<true>(layer, target),
-            (_, _, false) => any_pixels::<false>(layer, target),
+        // The fourth tap of a column of three has no weight.
+        let three = layer.taps.len() == 3 && {
+            let fourth: [int8x16_t; 3] = std::array::from_fn(|i| vld4q_s8(layer.weights.as_ptr().add(i).cast()).3);
+            vmaxvq_u8(vreinterpretq_u8_s8(vorrq_s8(vorrq_s8(fourth[0], fourth[1]), fourth[2]))) == 0
+        };
+        match (three, layer.small) {
+            (true, true) => pixels::<3, 3, true>(layer, target),
+            (true, false) => pixels::<3, 3, false>(layer, target),
+            (false, true) => any_pixels::<true>(layer, target),
+            (false, false) => any_pixels::<false>(layer, target),
         }
     }
 }
