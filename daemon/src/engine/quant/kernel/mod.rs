@@ -295,8 +295,7 @@ mod tests {
     /// Every other time without -128.
     fn weights(random: &mut impl FnMut() -> u64, n: usize) -> (Vec<Block>, bool) {
         let least = if random() & 4 == 0 { -128 } else { -127 };
-        let weights: Vec<Block> =
-            (0..n).map(|_| Block(std::array::from_fn(|_| (random() as i8).max(least)))).collect();
+        let weights: Vec<Block> = (0..n).map(|_| Block(std::array::from_fn(|_| (random() as i8).max(least)))).collect();
         let small = small(&weights);
         (weights, small)
     }

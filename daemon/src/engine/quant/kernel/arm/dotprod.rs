@@ -34,15 +34,24 @@ pub unsafe fn product(layer: &Product, target: &Target) {
     panels!(layer, target, panel, rows: 6, single: 4, (1, 1) (2, 1) (3, 1) (4, 1) (5, 1) (6, 1) (1, 2) (1, 4));
 }
 
+/// 32 bytes of a block; `w` moves on.
+///
+/// # Safety
+/// They can be read.
+#[inline(always)]
+unsafe fn weights_of(w: &mut *const i8) -> (int8x16_t, int8x16_t) {
+    let (a, b);
+    // SAFETY: the caller's.
+    unsafe {
+        asm!("ld1 {{v30.16b, v31.16b}}, [{w}], #32", w = inout(reg) *w, out("v30") a, out("v31") b,
+             options(readonly, nostack, preserves_flags));
+    }
+    (a, b)
+}
+
 /// Rows by `B` blocks, `R` rows at a time: at most 24 registers of sums, 6 of rows' bytes and 2 of weights.
 #[target_feature(enable = "dotprod")]
-pub unsafe fn panel<const R: usize, const B: usize>(
-    layer: &Product,
-    out: &Out,
-    from: usize,
-    to: usize,
-    first: usize,
-) {
+pub unsafe fn panel<const R: usize, const B: usize>(layer: &Product, out: &Out, from: usize, to: usize, first: usize) {
     // SAFETY: the caller's, see [`Kernels::product`].
     unsafe {
         let size = layer.segments.len() * layer.quads;
@@ -61,8 +70,7 @@ pub unsafe fn panel<const R: usize, const B: usize>(
                         macro_rules! lanes {
                             ($($lane:literal)*) => {$(
                                 for half in 0..2 {
-                                    let weights = vld1q_s8_x2(w[b]);
-                                    w[b] = w[b].add(32);
+                                    let weights = weights_of(&mut w[b]);
                                     for row in 0..R {
                                         let sum = &mut sums[b][row][half * 2..];
                                         sum[0] = sdot_lane::<$lane>(sum[0], weights.0, bytes[row]);
@@ -78,8 +86,7 @@ pub unsafe fn panel<const R: usize, const B: usize>(
                     let bytes: [int8x16_t; R] = std::array::from_fn(|row| four(&mut x[row]));
                     for b in 0..B {
                         for half in 0..2 {
-                            let weights = vld1q_s8_x2(w[b]);
-                            w[b] = w[b].add(32);
+                            let weights = weights_of(&mut w[b]);
                             for row in 0..R {
                                 let sum = &mut sums[b][row][half * 2..];
                                 sum[0] = sdot(sum[0], weights.0, bytes[row]);

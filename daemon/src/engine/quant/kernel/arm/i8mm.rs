@@ -27,14 +27,49 @@ pub unsafe fn product(layer: &Product, target: &Target) {
     panels!(layer, target, panel, rows: 6, single: 1, (2, 1) (3, 1) (4, 1) (5, 1) (6, 1));
 }
 
-/// The 8 bytes at two rows.
+/// The 8 bytes at two rows; both move on.
 ///
 /// # Safety
 /// They can be read.
 #[inline(always)]
-unsafe fn eights(a: *const i8, b: *const i8) -> int8x16_t {
+unsafe fn eights(a: &mut *const i8, b: &mut *const i8) -> int8x16_t {
+    let bytes;
     // SAFETY: the caller's.
-    unsafe { vcombine_s8(vld1_s8(a), vld1_s8(b)) }
+    unsafe {
+        asm!("ldr {bytes:d}, [{a}], #8", "ld1 {{{bytes:v}.d}}[1], [{b}], #8", bytes = out(vreg) bytes,
+             a = inout(reg) *a, b = inout(reg) *b, options(readonly, nostack, preserves_flags));
+    }
+    bytes
+}
+
+/// 32 bytes of a block; `w` moves on.
+///
+/// # Safety
+/// They can be read.
+#[inline(always)]
+unsafe fn half(w: &mut *const i8) -> [int8x16_t; 2] {
+    let (a, b);
+    // SAFETY: the caller's.
+    unsafe {
+        asm!("ld1 {{v28.16b, v29.16b}}, [{w}], #32", w = inout(reg) *w, out("v28") a, out("v29") b,
+             options(readonly, nostack, preserves_flags));
+    }
+    [a, b]
+}
+
+/// The same, elsewhere.
+///
+/// # Safety
+/// As above.
+#[inline(always)]
+unsafe fn other_half(w: &mut *const i8) -> [int8x16_t; 2] {
+    let (a, b);
+    // SAFETY: the caller's.
+    unsafe {
+        asm!("ld1 {{v30.16b, v31.16b}}, [{w}], #32", w = inout(reg) *w, out("v30") a, out("v31") b,
+             options(readonly, nostack, preserves_flags));
+    }
+    [a, b]
 }
 
 #[inline(always)]
@@ -62,44 +97,69 @@ unsafe fn panel<const R: usize, const B: usize>(layer: &Product, out: &Out, from
             let mut w = weights;
             let mut sums = [[[vdupq_n_s32(0); 2]; 4]; 3];
             for segment in layer.segments {
-                let mut x = start.map(|x| x.add(*segment as usize));
+                let mut x: [_; R] = std::array::from_fn(|row| start[row].add(*segment as usize));
+                // The bytes of a pair of rows; the last one may have no other.
+                macro_rules! pair {
+                    ($p:expr) => {{
+                        let mut a = x[$p * 2];
+                        let mut b = x[($p * 2 + 1).min(R - 1)];
+                        let bytes = eights(&mut a, &mut b);
+                        x[$p * 2] = a;
+                        x[($p * 2 + 1).min(R - 1)] = b;
+                        bytes
+                    }};
+                }
                 for _ in 0..layer.quads / 2 {
-                    let bytes: [int8x16_t; 3] =
-                        std::array::from_fn(|p| eights(x[(p * 2).min(R - 1)], x[(p * 2 + 1).min(R - 1)]));
-                    x.iter_mut().for_each(|x| *x = x.add(8));
-                    for i in 0..4 {
-                        let weights = both(vld1q_s8(w.add(i * 16)), vld1q_s8(w.add(64 + i * 16)));
-                        for p in 0..pairs {
-                            sums[p][i][0] = smmla(sums[p][i][0], bytes[p], weights[0]);
-                            sums[p][i][1] = smmla(sums[p][i][1], bytes[p], weights[1]);
+                    let mut bytes = [vdupq_n_s8(0); 3];
+                    for p in 0..pairs {
+                        bytes[p] = pair!(p);
+                    }
+                    let mut next = w.add(64);
+                    for h in 0..2 {
+                        let (one, other) = (half(&mut w), other_half(&mut next));
+                        for i in 0..2 {
+                            let weights = both(one[i], other[i]);
+                            for p in 0..pairs {
+                                let sums = &mut sums[p][h * 2 + i];
+                                sums[0] = smmla(sums[0], bytes[p], weights[0]);
+                                sums[1] = smmla(sums[1], bytes[p], weights[1]);
+                            }
                         }
                     }
-                    w = w.add(128);
+                    w = next;
                 }
                 if layer.quads % 2 == 1 {
                     // The other quad's weights are zeros, whatever bytes follow the row.
-                    let bytes: [int8x16_t; 3] =
-                        std::array::from_fn(|p| eights(x[(p * 2).min(R - 1)], x[(p * 2 + 1).min(R - 1)]));
-                    for i in 0..4 {
-                        let weights = both(vld1q_s8(w.add(i * 16)), vdupq_n_s8(0));
-                        for p in 0..pairs {
-                            sums[p][i][0] = smmla(sums[p][i][0], bytes[p], weights[0]);
-                            sums[p][i][1] = smmla(sums[p][i][1], bytes[p], weights[1]);
+                    let mut bytes = [vdupq_n_s8(0); 3];
+                    for p in 0..pairs {
+                        bytes[p] = pair!(p);
+                    }
+                    for h in 0..2 {
+                        let one = half(&mut w);
+                        for i in 0..2 {
+                            let weights = both(one[i], vdupq_n_s8(0));
+                            for p in 0..pairs {
+                                let sums = &mut sums[p][h * 2 + i];
+                                sums[0] = smmla(sums[0], bytes[p], weights[0]);
+                                sums[1] = smmla(sums[1], bytes[p], weights[1]);
+                            }
                         }
                     }
-                    w = w.add(64);
                 }
             }
             let bias = load(bias);
-            let rows: [[Four<int32x4_t>; 2]; 3] = sums.map(|sums| {
-                let four = sums.map(|[even, odd]| {
+            let mut rows = [[vdupq_n_s32(0); 4]; R];
+            for p in 0..pairs {
+                for i in 0..4 {
+                    let [even, odd] = sums[p][i];
                     let low = vreinterpretq_s64_s32(vtrn1q_s32(even, odd));
                     let high = vreinterpretq_s64_s32(vtrn2q_s32(even, odd));
-                    [vreinterpretq_s32_s64(vzip1q_s64(low, high)), vreinterpretq_s32_s64(vzip2q_s64(low, high))]
-                });
-                std::array::from_fn(|row| std::array::from_fn(|i| vaddq_s32(four[i][row], bias[i])))
-            });
-            let rows: [Four<int32x4_t>; R] = std::array::from_fn(|i| rows[i / 2][i % 2]);
+                    rows[p * 2][i] = vaddq_s32(vreinterpretq_s32_s64(vzip1q_s64(low, high)), bias[i]);
+                    if p * 2 + 1 < R {
+                        rows[p * 2 + 1][i] = vaddq_s32(vreinterpretq_s32_s64(vzip2q_s64(low, high)), bias[i]);
+                    }
+                }
+            }
             out.put(row, block, rows);
         }
     }

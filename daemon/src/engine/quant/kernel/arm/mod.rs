@@ -21,8 +21,7 @@ pub fn add_available(found: &mut Vec<&'static Kernels>) {
 }
 
 const NEON: Kernels = Kernels { name: "neon", product: neon::product, columns: neon::columns, add, quantize };
-const DOTPROD: Kernels =
-    Kernels { name: "neon-dotprod", product: dotprod::product, columns: dotprod::columns, ..NEON };
+const DOTPROD: Kernels = Kernels { name: "neon-dotprod", product: dotprod::product, columns: dotprod::columns, ..NEON };
 const I8MM: Kernels = Kernels { name: "neon-i8mm", product: i8mm::product, ..DOTPROD };
 
 /// A block's sums, or 16 floats.
@@ -97,11 +96,17 @@ impl<'a> Out<'a> {
                     let scale: Four<float32x4_t> = std::array::from_fn(|i| vld1q_f32(scale.add(i * 4)));
                     let lanes = channels - block * LANES;
                     let (out, rows) = (out.cast::<i8>().add(block * LANES), rows.as_ptr().add(row));
-                    for (i, sums) in sums.into_iter().enumerate() {
-                        let bytes =
-                            self.narrow.round(std::array::from_fn(|i| vmulq_f32(vcvtq_f32_s32(sums[i]), scale[i])));
-                        let out = out.add(*rows.add(i) as usize);
-                        if lanes >= LANES { vst1q_s8(out, bytes) } else { store_part(out, bytes, lanes) }
+                    let bytes = |sums: Four<int32x4_t>| {
+                        self.narrow.round(std::array::from_fn(|i| vmulq_f32(vcvtq_f32_s32(sums[i]), scale[i])))
+                    };
+                    if lanes >= LANES {
+                        for (i, sums) in sums.into_iter().enumerate() {
+                            vst1q_s8(out.add(*rows.add(i) as usize), bytes(sums));
+                        }
+                    } else {
+                        for (i, sums) in sums.into_iter().enumerate() {
+                            store_part(out.add(*rows.add(i) as usize), bytes(sums), lanes);
+                        }
                     }
                 }
             }
@@ -132,9 +137,9 @@ impl Narrow {
     fn round(self, x: Four<float32x4_t>) -> int8x16_t {
         // SAFETY: NEON is part of the architecture.
         unsafe {
-            let x = x.map(|x| vcvtnq_s32_f32(x));
-            let low = vqaddq_s16(vqmovn_high_s32(vqmovn_s32(x[0]), x[1]), self.zero);
-            let high = vqaddq_s16(vqmovn_high_s32(vqmovn_s32(x[2]), x[3]), self.zero);
+            let both = |a, b| vqmovn_high_s32(vqmovn_s32(vcvtnq_s32_f32(a)), vcvtnq_s32_f32(b));
+            let low = vqaddq_s16(both(x[0], x[1]), self.zero);
+            let high = vqaddq_s16(both(x[2], x[3]), self.zero);
             vminq_s8(vmaxq_s8(vqmovn_high_s16(vqmovn_s16(low), high), self.low), self.high)
         }
     }
@@ -203,8 +208,9 @@ unsafe fn add(a: &[u8], b: &[u8], by: (f32, f32, f32), range: (f32, f32), out: &
         for at in (0..whole).step_by(LANES) {
             let (a, b) = (floats(a.as_ptr().add(at)), floats(b.as_ptr().add(at)));
             // Each product is rounded by itself, as elsewhere.
-            let sum =
-                std::array::from_fn(|i| vaddq_f32(vmulq_f32(a[i], factors[0]), vaddq_f32(vmulq_f32(b[i], factors[1]), factors[2])));
+            let sum = std::array::from_fn(|i| {
+                vaddq_f32(vmulq_f32(a[i], factors[0]), vaddq_f32(vmulq_f32(b[i], factors[1]), factors[2]))
+            });
             vst1q_s8(out.as_mut_ptr().add(at).cast(), narrow.round(sum));
         }
     }

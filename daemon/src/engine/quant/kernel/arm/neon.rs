@@ -103,16 +103,16 @@ unsafe fn panel<const R: usize, const B: usize, const SMALL: bool>(
     unsafe {
         let size = layer.segments.len() * layer.quads;
         // One half starts from the bias, the other from nothing.
-        let bias: [Four<[int32x4_t; 2]>; B] = std::array::from_fn(|b| {
-            load(layer.bias.get_unchecked(first + b)).map(|bias| {
-                let zero = vdupq_n_s32(0);
-                [vzip1q_s32(bias, zero), vzip2q_s32(bias, zero)]
-            })
-        });
+        let mut bias = [[[vdupq_n_s32(0); 2]; 4]; B];
+        for b in 0..B {
+            for (halves, bias) in bias[b].iter_mut().zip(load(layer.bias.get_unchecked(first + b))) {
+                *halves = [vzip1q_s32(bias, halves[0]), vzip2q_s32(bias, halves[0])];
+            }
+        }
         let weights: [*const Block; B] = std::array::from_fn(|b| layer.weights.as_ptr().add((first + b) * size));
         for row in (from..to).step_by(R) {
             let start = starts::<R>(layer, row);
-            let mut sums = bias.map(|bias| [bias; R]);
+            let mut sums: [_; B] = std::array::from_fn(|b| [bias[b]; R]);
             let mut w = weights;
             for segment in layer.segments {
                 let mut x = start.map(|x| x.add(*segment as usize));
@@ -145,7 +145,13 @@ unsafe fn panel<const R: usize, const B: usize, const SMALL: bool>(
                 }
             }
             for (b, sums) in sums.into_iter().enumerate() {
-                out.put(row, first + b, sums.map(|sums| sums.map(|[low, high]| vpaddq_s32(low, high))));
+                let mut four = [[vdupq_n_s32(0); 4]; R];
+                for row in 0..R {
+                    for i in 0..4 {
+                        four[row][i] = vpaddq_s32(sums[row][i][0], sums[row][i][1]);
+                    }
+                }
+                out.put(row, first + b, four);
             }
         }
     }
