@@ -288,6 +288,17 @@ mod tests {
         }
     }
 
+    #[test]
+    #[ignore = "tests/arm says which kernels a processor has to have"]
+    fn the_best_are_the_expected() {
+        let expected = std::env::var("OUTPOST_EXPECT_KERNELS").expect("OUTPOST_EXPECT_KERNELS names a table");
+        assert_eq!(best().name, expected);
+        // Every lesser table of the architecture is there too, and so tested.
+        let names: Vec<_> = available().iter().map(|kernels| kernels.name).collect();
+        let all = ["portable", "neon", "neon-dotprod", "neon-i8mm"];
+        assert_eq!(names, all[..=all.iter().position(|name| *name == expected).expect("a known table")]);
+    }
+
     fn bytes(random: &mut impl FnMut() -> u64, n: usize) -> Vec<u8> {
         (0..n).map(|_| random() as u8).collect()
     }
