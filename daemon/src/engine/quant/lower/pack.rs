@@ -1,7 +1,7 @@
 //! Weights in the order in which kernels read them.
 
 use super::Lowered;
-use crate::engine::quant::kernel::{Block, LANES, Scales, Sums};
+use crate::engine::quant::kernel::{Block, LANES, Scales, Sums, small};
 use crate::engine::quant::program::{Depthwise, Finish, Layer, Slot, Step, Window};
 
 /// A layer whose numbers are known, not yet packed.
@@ -71,6 +71,7 @@ fn layer(numbers: Numbers) -> Lowered<Layer> {
         to: offsets((0..window.result.iter().product()).map(|row: usize| row * all))?,
         segments: segments.repeat(parts.len()),
         quads,
+        small: small(&packed),
         weights: packed.into(),
         bias: (0..groups * blocks).map(each).map(|c| sums(|lane| c(lane).map(|c| bias[c]))).collect(),
         scale: (0..groups * blocks).map(each).map(|c| scales(|lane| c(lane).map(|c| factor[c]))).collect(),
@@ -137,6 +138,7 @@ fn depthwise(numbers: Numbers) -> Lowered<Depthwise> {
         to: offsets((0..window.result[1] / pixels).map(|pixel| pixel * width))?,
         taps: fours.iter().map(tap).collect::<Lowered<_>>()?,
         shift: if columns { window.dilation[1] * window.source[2] } else { 0 },
+        small: small(&packed),
         weights: packed.into(),
         bias: (0..blocks).map(each).map(|c| sums(|lane| c(lane).map(|c| bias[c]))).collect(),
         scale: (0..blocks).map(each).map(|c| scales(|lane| c(lane).map(|c| factor[c]))).collect(),
