@@ -148,7 +148,7 @@ fn check(folder: &Path, graph: &Graph, tally: &mut Tally) -> Result<(), String> 
                 }
                 let off = (found - expected.min(*plain)).min(0.0).abs() + (found - expected.max(*plain)).max(0.0);
                 tally.plain += usize::from(off <= allowed && (found - expected).abs() > allowed);
-                if !(off <= allowed) && (off > worst.0 || off.is_nan()) {
+                if off.is_nan() || off > allowed.max(worst.0) {
                     worst = (off, *found, *expected, *plain);
                 }
             }

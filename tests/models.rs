@@ -262,8 +262,8 @@ async fn a_model_that_can_never_fit_is_refused_with_the_figures() {
         .filter(|(model, _)| model == "notes")
         .map(|(_, mib)| mib)
         .fold(f64::MAX, f64::min);
-    let limit = least * 0.9;
-    let shown = format!("models.memory_mib is {}", (limit * 1e3).round() / 1e3);
+    let limit = (least * 0.9 * 1e3).floor() / 1e3;
+    let shown = format!("models.memory_mib is {limit}");
     let broker = Mosquitto::start();
     let ask = async |daemon: &Daemon, envelope: Value| {
         let mut client = Client::connect(&daemon.url).await;

@@ -53,7 +53,7 @@ fn pruned(nodes: Vec<NodeProto>, graph: &GraphProto) -> Vec<NodeProto> {
 }
 
 /// Names that a node's own graphs read.
-fn inner_names(node: &NodeProto, read: &mut HashSet<String>) {
+pub(super) fn inner_names(node: &NodeProto, read: &mut HashSet<String>) {
     for graph in node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs)) {
         read.extend(graph.output.iter().map(|output| output.name.clone()));
         for node in &graph.node {

@@ -103,6 +103,8 @@ pub struct Layer {
     pub quads: usize,
     /// For each group and block of channels, one [`Block`] for each quad of each segment.
     pub weights: Arc<[Block]>,
+    /// Whether no weight is -128.
+    pub small: bool,
     /// For each group and block.
     pub bias: Vec<Sums>,
     /// For each group and block.
@@ -146,6 +148,8 @@ pub struct Depthwise {
     pub shift: usize,
     /// For each block of channels, one for each four taps.
     pub weights: Arc<[Block]>,
+    /// Whether no weight is -128.
+    pub small: bool,
     #[expect(missing_docs, reason = "as in Layer")]
     pub bias: Vec<Sums>,
     #[expect(missing_docs, reason = "as in Layer")]
@@ -574,6 +578,7 @@ impl Program {
                 segments: &layer.segments,
                 quads: layer.quads,
                 weights: &layer.weights[of_group.start * size..of_group.end * size],
+                small: layer.small,
                 bias: &layer.bias[of_group.clone()],
             };
             let channels = group * layer.channels..(group + 1) * layer.channels;
@@ -628,8 +633,15 @@ impl Program {
             }
             let x = &bytes[matrix.a][start[0]..];
             assert!(rows * depth + quads * 4 - depth <= x.len());
-            let of =
-                Product { x: x.as_ptr(), rows: &starts, segments: &segments, quads, weights: &weights, bias: &bias };
+            let of = Product {
+                x: x.as_ptr(),
+                rows: &starts,
+                segments: &segments,
+                quads,
+                weights: &weights,
+                small: false,
+                bias: &bias,
+            };
             let run = |target: &Target| {
                 // SAFETY: asserted; there are as many blocks of weights as the segments take.
                 unsafe { (self.kernels.product)(&of, target) };
@@ -658,6 +670,7 @@ impl Program {
                     taps: &layer.taps,
                     shift: layer.shift,
                     weights: &layer.weights[block * quads..][..quads],
+                    small: layer.small,
                     bias: &layer.bias[block],
                 };
                 let run = |target: &Target| {
@@ -779,17 +792,30 @@ pub fn round(x: f32, to: Requant) -> u8 {
 }
 
 fn gather<T: Copy>(source: &[T], result: &mut [T], dims: &[usize], strides: &[usize]) {
+    // Axes that lie one in the other are one axis.
+    let mut axes: Vec<(usize, usize)> = Vec::with_capacity(dims.len());
+    for (dim, stride) in dims.iter().copied().zip(strides.iter().copied()).filter(|(dim, _)| *dim != 1) {
+        match axes.last_mut() {
+            Some((before, over)) if *over == dim * stride => (*before, *over) = (*before * dim, stride),
+            _ => axes.push((dim, stride)),
+        }
+    }
+    let (dims, strides): (Vec<usize>, Vec<usize>) = axes.into_iter().unzip();
     let Some((last, outer)) = dims.split_last() else {
         result[0] = source[0];
         return;
     };
     let stride = strides[outer.len()];
-    if let Some((runs, before)) = outer.split_last()
-        && before.iter().all(|dim| *dim == 1)
-        && strides[before.len()] == 1
+    if let ([runs], [1, _]) = (outer, &strides[..])
         && *last < 16
     {
         // Planes to pixels: each plane is read in one go.
+        if *last == 3 {
+            let [red, green, blue] = [0, 1, 2].map(|i| &source[i * stride..][..*runs]);
+            let pixels = result.as_chunks_mut::<3>().0.iter_mut();
+            pixels.zip(red).zip(green).zip(blue).for_each(|(((out, red), green), blue)| *out = [*red, *green, *blue]);
+            return;
+        }
         for i in 0..*last {
             let plane = &source[i * stride..][..*runs];
             result[i..].iter_mut().step_by(*last).zip(plane).for_each(|(out, x)| *out = *x);
