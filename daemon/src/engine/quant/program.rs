@@ -630,8 +630,15 @@ impl Program {
             }
             let x = &bytes[matrix.a][start[0]..];
             assert!(rows * depth + quads * 4 - depth <= x.len());
-            let of =
-                Product { x: x.as_ptr(), rows: &starts, segments: &segments, quads, weights: &weights, bias: &bias };
+            let of = Product {
+                x: x.as_ptr(),
+                rows: &starts,
+                segments: &segments,
+                quads,
+                weights: &weights,
+                small: false,
+                bias: &bias,
+            };
             let run = |target: &Target| {
                 // SAFETY: asserted; there are as many blocks of weights as the segments take.
                 unsafe { (self.kernels.product)(&of, target) };
