@@ -10,7 +10,7 @@ use tract_onnx::tract_core::plan::SimpleState;
 use tract_onnx::tract_hir::infer::Factoid;
 
 use super::package::{Dim, Quantization};
-use super::{meter, quant};
+use super::{float, meter, quant};
 use crate::job::TensorOutput;
 use crate::task::Prepared;
 use crate::task::tensor::Elements;
@@ -65,21 +65,22 @@ impl Plan {
         self.runnable.spawn()
     }
 
-    /// What runs it: the instruction set of our integer kernels, `tract`, or both with a `+` where tract keeps
-    /// matrix products or convolutions.
+    /// What runs it, with a `+` between: the instruction set of our integer kernels, `float-` and that of our float
+    /// kernels, and `tract` where it keeps matrix products or convolutions.
     pub fn kernels(&self) -> String {
         let nodes = self.runnable.model().nodes();
-        let ours =
-            nodes.iter().find_map(|node| node.op_as::<quant::operator::Run>()).map(quant::operator::Run::kernels);
+        let integer = nodes.iter().find_map(|node| node.op_as::<quant::operator::Run>()).map(|run| run.kernels());
+        let real = nodes.iter().find_map(|node| node.op_as::<float::rewrite::Run>()).map(|run| run.kernels());
         let heavy = |node: &TypedNode| {
             let name = node.op().name().to_lowercase();
             ["matmul", "conv", "einsum"].iter().any(|part| name.contains(part))
         };
-        match ours {
-            None => "tract".to_owned(),
-            Some(ours) if nodes.iter().any(heavy) => format!("{ours}+tract"),
-            Some(ours) => ours.to_owned(),
+        let mut found: Vec<String> = integer.map(str::to_owned).into_iter().collect();
+        found.extend(real.map(|name| format!("float-{name}")));
+        if found.is_empty() || nodes.iter().any(heavy) {
+            found.push("tract".to_owned());
         }
+        found.join("+")
     }
 
     /// Bytes that a thread's state takes after a run, its scratch memory included.

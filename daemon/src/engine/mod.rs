@@ -1,5 +1,6 @@
 //! Models on the device: packages are loaded, proven on their golden cases, and run on own threads.
 
+pub mod float;
 pub mod load;
 pub mod measure;
 pub mod meter;

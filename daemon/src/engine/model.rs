@@ -26,7 +26,7 @@ pub struct Model {
     pub variant: VariantSpec,
     /// What it takes while it is loaded.
     pub footprint: Footprint,
-    /// What runs it: the name of our integer kernels' instruction set, `tract`, or both with a `+`.
+    /// What runs it, as [`Plan::kernels`] says.
     pub kernels: String,
     preparation: Preparation,
     place: Mutex<Option<Arc<Loaded>>>,

@@ -478,7 +478,10 @@ impl Program {
                     }
                     let out = &mut out[at * channels..][..channels];
                     if *floats {
-                        out.iter_mut().zip(&sizes).for_each(|(out, sum)| *out = round(sum / count(n) / by, *to));
+                        // Halves become even with the zero point added, so it is added first.
+                        let zero = to.zero as f32;
+                        let ends = Requant { zero: 0, low: to.low + zero, high: to.high + zero };
+                        out.iter_mut().zip(&sizes).for_each(|(out, x)| *out = round(x / count(n) / by + zero, ends));
                     } else {
                         let scale = from / (by * count(n));
                         out.iter_mut().zip(&sums).for_each(|(out, sum)| *out = round(*sum as f32 * scale, *to));

@@ -18,6 +18,7 @@ use super::lower::pointwise::UNARY;
 use super::lower::shape::MOVES;
 use super::normal::{inner_names, normal};
 use super::{operator, plain};
+use crate::engine::float;
 
 /// What is known of a tensor before shapes are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +67,8 @@ fn attempt<T>(
 ) -> Result<(TypedModel, T)> {
     let mut model = onnx.parse(proto, dir)?.model;
     let known = prepare(&mut model)?;
+    // What is left in floats: our own operators where they serve.
+    let model = float::rewrite(model.into_typed()?.into_decluttered()?)?;
     Ok((model.into_optimized()?, known))
 }
 
