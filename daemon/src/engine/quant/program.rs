@@ -478,9 +478,11 @@ impl Program {
                     }
                     let out = &mut out[at * channels..][..channels];
                     if *floats {
-                        // Halves become even with the zero point added, so it is added first.
-                        let zero = to.zero as f32;
-                        let ends = Requant { zero: 0, low: to.low + zero, high: to.high + zero };
+                        // Halves become even with the zero point added, so it is added first: as an unsigned byte's,
+                        // however bytes are stored, because its size decides what the sum can hold.
+                        let shift = if super::kernel::SIGNED { 128 } else { 0 };
+                        let zero = (to.zero + shift) as f32;
+                        let ends = Requant { zero: -shift, low: to.low + zero, high: to.high + zero };
                         out.iter_mut().zip(&sizes).for_each(|(out, x)| *out = round(x / count(n) / by + zero, ends));
                     } else {
                         let scale = from / (by * count(n));
