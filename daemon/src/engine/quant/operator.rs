@@ -177,14 +177,8 @@ impl EvalOp for Run {
                 if port.datum == f32::datum_type() {
                     return Ok(Tensor::from_shape(&port.shape, &memory.floats[port.slot][..n])?.into_tvalue());
                 }
-                let mut bytes = vec![0; n];
-                stored(port.datum, &memory.bytes[port.slot][..n], &mut bytes);
-                let tensor = if port.datum == u8::datum_type() {
-                    Tensor::from_shape(&port.shape, &bytes)?
-                } else {
-                    let signed: Vec<i8> = bytes.into_iter().map(|byte| byte as i8).collect();
-                    Tensor::from_shape(&port.shape, &signed)?
-                };
+                let mut tensor = Tensor::zero_dt(port.datum, &port.shape)?;
+                stored(port.datum, &memory.bytes[port.slot][..n], tensor.as_bytes_mut());
                 Ok(tensor.into_tvalue())
             })
             .collect();

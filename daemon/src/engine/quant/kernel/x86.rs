@@ -79,8 +79,8 @@ macro_rules! product {
     };
 }
 
-product!("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni", product_512, tile_512, rows: 6, lone: 8, blocks: 2, single: 8,
-    (1, 1) (2, 1) (3, 1) (4, 1) (5, 1) (6, 1) (7, 1) (8, 1) (1, 2) (2, 2) (3, 2) (4, 2) (5, 2) (6, 2) (1, 4) (1, 8));
+product!("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni", product_512, tile_512, rows: 6, lone: 12, blocks: 2, single: 8,
+    (1, 1) (2, 1) (3, 1) (4, 1) (5, 1) (6, 1) (7, 1) (8, 1) (9, 1) (10, 1) (11, 1) (12, 1) (1, 2) (2, 2) (3, 2) (4, 2) (5, 2) (6, 2) (1, 4) (1, 8));
 product!("avx2,avxvnni", product_vnni, tile_vnni, rows: 6, lone: 6, blocks: 1, single: 4,
     (1, 1) (2, 1) (3, 1) (4, 1) (5, 1) (6, 1) (1, 2) (1, 4));
 product!("avx2", product_avx2, tile_avx2, rows: 3, lone: 3, blocks: 1, single: 2,
