@@ -138,26 +138,22 @@ impl PartialEq for Run {
 impl Eq for Run {}
 
 impl Run {
-    /// Instruction set that it runs on.
-    pub fn kernels(&self) -> &'static str {
-        self.unit.program.kernels.name
+    /// The program that all of `model` is, if it is one.
+    pub fn alone(model: &TypedModel) -> Option<&Self> {
+        let node = model.node(model.outputs.first()?.node);
+        let all = (0..node.outputs.len()).map(|slot| OutletId::new(node.id, slot)).eq(model.outputs.iter().copied());
+        node.op_as::<Self>().filter(|_| all && node.inputs[..] == model.inputs[..])
     }
-}
 
-impl Op for Run {
-    fn name(&self) -> StaticName {
-        NAME.into()
-    }
-    op_as_typed_op!();
-}
-
-impl EvalOp for Run {
-    op_out_of_plan!();
-
-    fn eval(&self, _: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+    /// Runs the program.
+    ///
+    /// # Errors
+    /// Inputs of other types or sizes than it was made for.
+    pub fn answer(&self, inputs: &[TValue]) -> TractResult<TVec<TValue>> {
         let program = &self.unit.program;
         let mut memory = program.memory();
-        for (port, input) in self.unit.inputs.iter().zip(&inputs) {
+        for (port, input) in self.unit.inputs.iter().zip(inputs) {
+            ensure!(input.datum_type() == port.datum && input.shape() == port.shape, "an input of {input:?}");
             if port.datum == f32::datum_type() {
                 let to = &mut memory.floats[port.slot];
                 to.copy_from_slice(input.try_as_plain_ram()?.as_slice::<f32>()?);
@@ -184,6 +180,26 @@ impl EvalOp for Run {
             .collect();
         program.give_back(memory);
         outputs
+    }
+
+    /// Instruction set that it runs on.
+    pub fn kernels(&self) -> &'static str {
+        self.unit.program.kernels.name
+    }
+}
+
+impl Op for Run {
+    fn name(&self) -> StaticName {
+        NAME.into()
+    }
+    op_as_typed_op!();
+}
+
+impl EvalOp for Run {
+    op_out_of_plan!();
+
+    fn eval(&self, _: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+        self.answer(&inputs)
     }
 }
 
