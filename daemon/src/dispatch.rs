@@ -20,7 +20,7 @@ use crate::job::{
 use crate::reply::{Message, Outbox};
 use crate::route::{Device, Facts, Plan, Provider, Stop, route};
 use crate::store::Store;
-use crate::uplink::{Question, Shape, Uplink, UplinkError};
+use crate::uplink::{Offer, Question, Shape, Uplink, UplinkError};
 
 /// Tokens that a label and its confidence take, with room to spare.
 const ANSWER_TOKENS: u32 = 256;
@@ -249,14 +249,14 @@ impl Dispatch {
         let task_privacy = rule.privacy.unwrap_or(Privacy::Cloud);
         let rules = [(self.routing.privacy, "node"), (task_privacy, "task"), (job.wishes.privacy, "job")];
         let (privacy, privacy_of) = rules.into_iter().min_by_key(|(privacy, _)| *privacy).unwrap_or(rules[0]);
-        let provider = |name: &str| Provider {
-            name: name.to_owned(),
-            usable: self.uplink.usable(name),
-            estimate_usd: question.map_or(0.0, |question| self.uplink.estimate_usd(name, question)),
+        let provider = |offer: Offer| Provider {
+            name: offer.provider,
+            usable: offer.usable.map_err(|closed| closed.why),
+            estimate_usd: offer.estimate_usd,
         };
         Facts {
             device: self.device(job, model, rule.prefer),
-            providers: self.uplink.names().map(provider).collect(),
+            providers: self.uplink.offers(question.ok()).into_iter().map(provider).collect(),
             question: question.map(|_| ()).map_err(String::clone),
             prefer: rule.prefer,
             privacy,

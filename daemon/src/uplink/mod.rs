@@ -10,10 +10,13 @@ use crate::job::{Input, Output, Usage};
 use crate::secret::{Secret, credential};
 
 mod anthropic;
+mod facts;
 mod openai;
 mod prompt;
 mod retry;
 mod schema;
+
+pub use facts::{Closed, Offer};
 
 /// Longest time that one attempt may take, where no deadline is nearer.
 const ATTEMPT: Duration = Duration::from_secs(60);
@@ -254,6 +257,19 @@ impl Uplink {
         let output_tokens = u64::from(question.max_output_tokens);
         let usage = Usage { input_tokens: prompt::estimate_tokens(question), output_tokens };
         self.entry(name).map_or(0.0, |entry| entry.cost_usd(usage))
+    }
+
+    /// The providers as they stand for a question, in the order in which they are asked; where there is
+    /// none to put, their estimates are 0.
+    pub fn offers(&self, question: Option<&Question<'_>>) -> Vec<Offer> {
+        let offer = |name: &str| Offer {
+            provider: name.to_owned(),
+            usable: self.usable(name).map_err(Closed::lasting),
+            latency: None,
+            estimate_usd: question.map_or(0.0, |question| self.estimate_usd(name, question)),
+            left_usd: None,
+        };
+        self.names().map(offer).collect()
     }
 
     /// Asks a provider, again where that may help, until the deadline.
