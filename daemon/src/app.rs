@@ -11,12 +11,13 @@ use crate::admit::Gate;
 use crate::config::{BrokerAt, Config};
 use crate::dispatch::Dispatch;
 use crate::engine::{Pool, Registry};
+use crate::hold::Hold;
 use crate::intake::Reader;
 use crate::intake::link::{self, Link};
 use crate::status::{self, Report, State};
 use crate::store::Store;
 use crate::topic::Topics;
-use crate::uplink::Uplink;
+use crate::uplink::{self, Books, Budgets, Uplink};
 
 /// How often a changed load is told.
 const STATUS_EVERY: Duration = Duration::from_secs(15);
@@ -56,10 +57,18 @@ impl App {
         let store = Arc::new(store);
         let models = config.models.dir.clone();
         let registry = tokio::task::spawn_blocking(move || load(&models)).await?;
+        let (store_dir, window) = (config.store.clone(), config.uplink.hold_offline);
+        let budgets = budgets(&config);
+        let opened = tokio::task::spawn_blocking(move || {
+            let hold = Hold::open(&store_dir, window)?;
+            Ok::<_, std::io::Error>((hold, Books::open(&store_dir, budgets)?))
+        });
+        let (hold, books) = opened.await?.with_context(|| format!("store.dir {}", config.store.display()))?;
         let uplink = match uplink {
             Some(uplink) => uplink,
             None => Uplink::new(&config.uplink.providers)?,
         };
+        let uplink = uplink.with_books(books).with_hedge(config.uplink.hedge);
 
         #[cfg(feature = "broker")]
         let mut broker = None;
@@ -102,6 +111,7 @@ impl App {
             routing: config.routing.clone(),
             store,
             outbox: Arc::clone(&link.outbox),
+            hold: Arc::new(hold),
         });
 
         let (deliver, arrived) = Link::channel(config.jobs.queue);
@@ -121,6 +131,7 @@ impl App {
             #[cfg(feature = "broker")]
             _broker: broker,
         };
+        app.tasks.push(tokio::spawn(Arc::clone(&app.dispatch).send_held()));
         app.tasks.push(tokio::spawn(keep_status(app.reporter(), connection)));
         Ok(app)
     }
@@ -240,6 +251,15 @@ async fn keep_status(reporter: Reporter, mut connection: watch::Receiver<link::S
             reporter.publish(&report);
             told = Some(report);
         }
+    }
+}
+
+/// The budgets of node and tasks.
+fn budgets(config: &Config) -> Budgets {
+    let task = config.routing.task.iter();
+    Budgets {
+        node: config.uplink.budget_usd_per_day.map(uplink::nano),
+        task: task.filter_map(|(task, rule)| Some((task.clone(), uplink::nano(rule.budget_usd_per_day?)))).collect(),
     }
 }
 

@@ -12,20 +12,30 @@ use crate::admit::{Admitted, Gate, Verdict};
 use crate::config::{Prefer, Routing};
 use crate::engine::package::OutputKind;
 use crate::engine::{Model, Pool, Registry};
+use crate::hold::{Held, Hold};
 use crate::intake::link::Arrived;
-use crate::intake::{Incoming, Reader};
+use crate::intake::{Incoming, Reader, Receipt};
 use crate::job::{
     By, Code, Fault, Job, Outcome, Output, Privacy, Reply, ReplyTo, Station, Status, TASKS, Tier, Timing,
 };
-use crate::reply::{Message, Outbox};
+use crate::reply::{Keep, Message, Outbox};
 use crate::route::{Device, Facts, Plan, Provider, Stop, route};
-use crate::store::Store;
-use crate::uplink::{Offer, Question, Shape, Uplink, UplinkError};
+use crate::store::{Key, Store};
+use crate::uplink::{self, Offer, Question, Reason, Request, Shape, Uplink, UplinkError};
 
 /// Tokens that a label and its confidence take, with room to spare.
 const ANSWER_TOKENS: u32 = 256;
 /// Tokens of a generated text where the job does not say.
 const TEXT_TOKENS: u32 = 1024;
+
+/// Longest side of a picture that is sent up, in pixels; a model that sees less needs less.
+const PICTURE_SIDE: (u32, u32) = (256, 1024);
+/// Pixels sent up for each pixel that the local model sees.
+const PICTURE_SCALE: u32 = 8;
+/// How often a held job is tried while no provider can be reached.
+const HOLD_EVERY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(15));
+/// Replies to held jobs that may wait for the broker.
+const HELD_OUT: usize = 64;
 
 /// Everything that a job meets on its way.
 pub struct Dispatch {
@@ -45,6 +55,14 @@ pub struct Dispatch {
     pub store: Arc<Store>,
     /// Replies going out.
     pub outbox: Arc<Outbox>,
+    /// Jobs that wait for the way up to open.
+    pub hold: Arc<Hold>,
+}
+
+/// The reply to a job, and whether it only is as it is for want of a way up.
+struct Answered {
+    reply: Reply,
+    away: bool,
 }
 
 impl Dispatch {
@@ -91,28 +109,103 @@ impl Dispatch {
     async fn carry_out(&self, admitted: Admitted) {
         let Admitted { job, reply_to, key, receipt, slot } = admitted;
         let job = Arc::new(job);
-        let reply = self.answer(&job).await;
+        let Answered { reply, away } = self.answer(&job).await;
+        let receipts: Vec<_> = receipt.into_iter().collect();
+        if away && job.wishes.deadline.is_none() && self.hold.is_on() {
+            let (hold, job, to) = (Arc::clone(&self.hold), Arc::clone(&job), reply_to.clone());
+            let kept = tokio::task::spawn_blocking(move || hold.keep(&job, &to, key)).await;
+            match kept.map_err(std::io::Error::other).and_then(|kept| kept) {
+                Ok(()) => return self.outbox.acknowledge(receipts),
+                Err(error) => tracing::warn!("a job is not held, but answered as it stands: {error}"),
+            }
+        }
+        self.send(&job, reply, reply_to, key, receipts, Keep::Room(slot)).await;
+    }
+
+    /// Remembers a reply and sends it.
+    async fn send(
+        &self,
+        job: &Job,
+        reply: Reply,
+        reply_to: ReplyTo,
+        key: Option<Key>,
+        mut receipts: Vec<Receipt>,
+        keep: Keep,
+    ) {
         if let Some(error) = &reply.error {
             tracing::debug!(id = job.id.as_deref(), task = job.task, code = ?error.code, "{}", error.message);
         }
         let payload = reply.encode();
-        let mut receipts: Vec<_> = receipt.into_iter().collect();
         if let Some(key) = key {
             self.store.put(key, payload.clone()).await;
             receipts.extend(self.gate.answered(&key));
         }
-        self.outbox.send(message(reply_to, payload), receipts, Some(slot));
+        self.outbox.send(message(reply_to, payload), receipts, Some(keep));
+    }
+
+    /// Sends held jobs up, oldest first, whenever a provider can be reached; never ends.
+    pub async fn send_held(self: Arc<Self>) {
+        for key in self.hold.keys() {
+            self.gate.resume(key);
+        }
+        let mut pause = HOLD_EVERY.0;
+        loop {
+            // While the broker takes no replies, more of them need not be made.
+            let this = Arc::clone(&self);
+            let oldest = move || {
+                let held = this.hold.oldest()?;
+                let given = held.key.and_then(|key| this.store.get(&key));
+                Some((held, given))
+            };
+            let next = match self.hold.out() < HELD_OUT {
+                true => tokio::task::spawn_blocking(oldest).await.ok().flatten(),
+                false => None,
+            };
+            let Some((Held { job, reply_to, key, left, ticket }, given)) = next else {
+                self.hold.changed().await;
+                continue;
+            };
+            if let Some(payload) = given {
+                // Answered, and the process ended before the broker had it.
+                let receipts = key.map(|key| self.gate.answered(&key)).unwrap_or_default();
+                self.outbox.send(message(reply_to, payload), receipts, Some(Keep::File(ticket)));
+                continue;
+            }
+            let job = Arc::new(job);
+            let open = self.uplink.open() || left.is_zero();
+            let answered = if open { Some(self.answer(&job).await) } else { None };
+            match answered {
+                Some(Answered { reply, away }) if !away || left.is_zero() => {
+                    pause = HOLD_EVERY.0;
+                    self.send(&job, reply, reply_to, key, Vec::new(), Keep::File(ticket)).await;
+                }
+                _ => {
+                    ticket.give_back();
+                    tokio::select! {
+                        () = tokio::time::sleep(pause.min(left)) => pause = (pause * 2).min(HOLD_EVERY.1),
+                        () = self.uplink.back() => pause = HOLD_EVERY.0,
+                    }
+                }
+            }
+        }
     }
 
     /// The reply to a job: tried where the plan says, until something answers for certain.
-    pub async fn answer(&self, job: &Arc<Job>) -> Reply {
+    async fn answer(&self, job: &Arc<Job>) -> Answered {
         let model = self.registry.find(&job.task, job.wishes.model.as_deref());
         let question = self.question(job, model);
-        let plan = route(&self.facts(job, model, question.as_ref()));
-        let mut tried =
-            Tried { stations: Vec::new(), timing: Timing::default(), cost_usd: 0.0, fault: None, uncertain: None };
+        let offers = self.uplink.offers(question.as_ref().ok());
+        // Whether a provider that the plan passes by is only away for now.
+        let away: Vec<String> = offers
+            .iter()
+            .filter(|offer| offer.usable.as_ref().is_err_and(|closed| closed.passing))
+            .map(|offer| offer.provider.clone())
+            .collect();
+        let plan = route(&self.facts(job, model, question.as_ref().map(|_| ()), offers));
+        let mut tried = Tried::default();
+        tried.away = plan.stops.iter().any(|stop| matches!(stop, Stop::Skip(Station { provider: Some(name), .. }) if away.contains(name)));
         let answered = self.follow(plan, job, model, question.ok().as_ref(), &mut tried).await;
-        let Tried { stations, mut timing, cost_usd, fault, uncertain } = tried;
+        let Tried { stations, mut timing, cost_usd, fault, uncertain, away } = tried;
         timing.total = ms(job.received.elapsed());
         let missed = |output: &Output| {
             output.confidence().zip(job.wishes.min_confidence).is_some_and(|(found, wanted)| found < wanted)
@@ -126,10 +219,11 @@ impl Dispatch {
             (Err(planned), None) => {
                 let mut reply = Reply::error(job.id.clone(), fault.unwrap_or(planned), stations, timing);
                 reply.cost_usd = cost_usd;
-                return reply;
+                return Answered { reply, away };
             }
         };
-        Reply {
+        let away = away && degraded && matches!(by, By::Device { .. });
+        let reply = Reply {
             id: job.id.clone(),
             status: Status::Ok,
             output: Some(output),
@@ -139,7 +233,8 @@ impl Dispatch {
             degraded,
             timing_ms: timing,
             cost_usd,
-        }
+        };
+        Answered { reply, away }
     }
 
     async fn follow(
@@ -150,7 +245,8 @@ impl Dispatch {
         question: Option<&Question<'_>>,
         tried: &mut Tried,
     ) -> Result<(Output, By), Fault> {
-        for stop in plan.stops {
+        let mut stops = plan.stops.into_iter().peekable();
+        while let Some(stop) = stops.next() {
             match stop {
                 Stop::Skip(station) => tried.stations.push(station),
                 _ if job.wishes.deadline.is_some_and(|deadline| deadline <= Instant::now()) => {
@@ -163,9 +259,14 @@ impl Dispatch {
                         return Ok(answer);
                     }
                 }
-                Stop::Cloud(provider) => {
+                Stop::Cloud(first) => {
                     let Some(question) = question else { continue };
-                    if let Some(answer) = self.ask(&provider, job, question, tried).await {
+                    // Providers in a row are asked together: the next may be asked beside a late one.
+                    let mut providers = vec![first];
+                    while let Some(Stop::Cloud(next)) = stops.next_if(|stop| matches!(stop, Stop::Cloud(_))) {
+                        providers.push(next);
+                    }
+                    if let Some(answer) = self.ask(&providers, job, question, tried).await {
                         return Ok(answer);
                     }
                 }
@@ -223,28 +324,45 @@ impl Dispatch {
         }
     }
 
-    /// Asks a provider. None: no answer, go on.
-    async fn ask(&self, provider: &str, job: &Job, question: &Question<'_>, tried: &mut Tried) -> Option<(Output, By)> {
-        let station = |outcome, why| Station { tier: Tier::Cloud, provider: Some(provider.to_owned()), outcome, why };
+    /// Asks providers. None: no answer, go on.
+    async fn ask(
+        &self,
+        providers: &[String],
+        job: &Job,
+        question: &Question<'_>,
+        tried: &mut Tried,
+    ) -> Option<(Output, By)> {
+        let station = |provider, outcome, why| Station { tier: Tier::Cloud, provider: Some(provider), outcome, why };
         let started = Instant::now();
-        let answer = self.uplink.ask(provider, question, job.wishes.deadline).await;
+        let rule = self.routing.task.get(&job.task).copied().unwrap_or_default();
+        let request = Request {
+            question,
+            job: job.id.as_deref(),
+            deadline: job.wishes.deadline,
+            max_cost_usd: job.wishes.max_cost_usd.map(|most| most - tried.cost_usd),
+            cache: Duration::from_secs(rule.cache_s.into()),
+        };
+        let asked = self.uplink.ask(providers, &request).await;
         tried.timing.cloud += ms(started.elapsed());
-        match answer {
-            Ok(answer) => {
-                tried.cost_usd += answer.cost_usd;
-                tried.stations.push(station(Outcome::Answered, None));
-                Some((answer.output, By::Cloud { provider: provider.to_owned(), model: answer.model }))
-            }
-            Err(error) => {
-                tried.cost_usd += error.cost_usd();
-                tried.stations.push(station(Outcome::Failed, Some(error.to_string())));
-                tried.fault = Some(fault(&error));
-                None
-            }
+        tried.cost_usd += asked.cost_usd;
+        for error in asked.failed {
+            tried.away |= error.reason == Reason::Away;
+            tried.fault = Some(fault(&error));
+            tried.stations.push(station(error.provider.clone(), Outcome::Failed, Some(error.to_string())));
         }
+        let uplink::Answer { provider, model, output, age } = asked.answer?;
+        let why = age.map(|age| format!("the same question was answered {:.0} s ago", age.as_secs_f64()));
+        tried.stations.push(station(provider.clone(), Outcome::Answered, why));
+        Some((output, By::Cloud { provider, model }))
     }
 
-    fn facts(&self, job: &Job, model: Option<&Arc<Model>>, question: Result<&Question<'_>, &String>) -> Facts {
+    fn facts(
+        &self,
+        job: &Job,
+        model: Option<&Arc<Model>>,
+        question: Result<(), &String>,
+        offers: Vec<Offer>,
+    ) -> Facts {
         let rule = self.routing.task.get(&job.task).copied().unwrap_or_default();
         let task_privacy = rule.privacy.unwrap_or(Privacy::Cloud);
         let rules = [(self.routing.privacy, "node"), (task_privacy, "task"), (job.wishes.privacy, "job")];
@@ -256,8 +374,8 @@ impl Dispatch {
         };
         Facts {
             device: self.device(job, model, rule.prefer),
-            providers: self.uplink.offers(question.ok()).into_iter().map(provider).collect(),
-            question: question.map(|_| ()).map_err(String::clone),
+            providers: offers.into_iter().map(provider).collect(),
+            question: question.map_err(String::clone),
             prefer: rule.prefer,
             privacy,
             privacy_of,
@@ -337,17 +455,27 @@ impl Dispatch {
                 (Shape::Classes { labels }, instruction, ANSWER_TOKENS)
             }
         };
-        Ok(Question { task: &job.task, instruction, input: &job.input, shape, max_output_tokens })
+        let sees = package.and_then(|package| package.manifest.input.size).map(|[width, height]| width.max(height));
+        let picture_side = sees.map_or(PICTURE_SIDE.1, |side| {
+            side.saturating_mul(PICTURE_SCALE).clamp(PICTURE_SIDE.0, PICTURE_SIDE.1)
+        });
+        let question =
+            Question { task: &job.task, instruction, input: &job.input, shape, max_output_tokens, picture_side };
+        uplink::sendable(&question)?;
+        Ok(question)
     }
 }
 
 /// What trying has brought so far.
+#[derive(Default)]
 struct Tried {
     stations: Vec<Station>,
     timing: Timing,
     cost_usd: f64,
     fault: Option<Fault>,
     uncertain: Option<(Output, By)>,
+    /// A provider would have been asked, had it been there.
+    away: bool,
 }
 
 /// Awaits until the job's deadline at most.
@@ -364,7 +492,16 @@ fn late() -> Fault {
 
 /// What a requester is told of a provider's failure.
 fn fault(error: &UplinkError) -> Fault {
-    if error.is_deadline() { late() } else { Fault::new(Code::UplinkUnavailable, error.to_string()) }
+    match error.reason {
+        Reason::Deadline => late(),
+        Reason::Budget { budget_usd, .. } => {
+            Fault::new(Code::BudgetExhausted, error.to_string()).field("budget_usd_per_day").limit(budget_usd)
+        }
+        Reason::MaxCost { most_usd } => {
+            Fault::new(Code::BudgetExhausted, error.to_string()).field("max_cost_usd").limit(most_usd)
+        }
+        Reason::Away | Reason::Refused | Reason::Unusable => Fault::new(Code::UplinkUnavailable, error.to_string()),
+    }
 }
 
 fn ms(duration: Duration) -> f64 {

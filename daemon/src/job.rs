@@ -29,7 +29,7 @@ pub enum Privacy {
 }
 
 /// What a job asks about.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Input {
     /// A line of text, UTF-8.
     Text(String),
@@ -57,7 +57,7 @@ impl Input {
 }
 
 /// A tensor as it came.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TensorInput {
     /// Element type by its short name (`f32`, `i8`, `u8`, `i32`, `i64`); the model's own where absent.
     pub dtype: Option<String>,
@@ -68,7 +68,7 @@ pub struct TensorInput {
 }
 
 /// A tensor's elements.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum TensorData {
     /// Little-endian bytes.
     Bytes(Vec<u8>),
@@ -77,7 +77,7 @@ pub enum TensorData {
 }
 
 /// Where a reply goes.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReplyTo {
     /// Topic name.
     pub topic: String,
@@ -86,11 +86,12 @@ pub struct ReplyTo {
 }
 
 /// What the requester asks for beside the input.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Wishes {
     /// One model by `name` or `name@version`.
     pub model: Option<String>,
-    /// Moment after which an answer is worthless.
+    /// Moment after which an answer is worthless; it means nothing to another process.
+    #[serde(skip)]
     pub deadline: Option<Instant>,
     /// 0 to 9, 9 first.
     pub priority: u8,
@@ -101,7 +102,22 @@ pub struct Wishes {
     /// Most that the answer may cost, in US dollars.
     pub max_cost_usd: Option<f64>,
     /// The task's own parameters.
+    #[serde(with = "as_text")]
     pub params: Map<String, Value>,
+}
+
+/// JSON within a format that does not tell its types: as text.
+mod as_text {
+    use serde::{Deserialize, Deserializer, Serializer, de, ser};
+    use serde_json::{Map, Value};
+
+    pub fn serialize<S: Serializer>(map: &Map<String, Value>, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&serde_json::to_string(map).map_err(ser::Error::custom)?)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Map<String, Value>, D::Error> {
+        serde_json::from_str(&String::deserialize(deserializer)?).map_err(de::Error::custom)
+    }
 }
 
 impl Wishes {

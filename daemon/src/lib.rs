@@ -21,6 +21,7 @@ pub mod route;
 pub mod engine;
 pub mod task;
 
+pub mod hold;
 pub mod uplink;
 
 pub mod reply;

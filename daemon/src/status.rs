@@ -5,6 +5,7 @@ use serde::Serialize;
 use crate::dispatch::Dispatch;
 use crate::engine;
 use crate::reply::Message;
+use crate::uplink::Account;
 
 /// State of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -41,6 +42,10 @@ pub struct Report {
     pub load: Load,
     /// Closed models.
     pub uplink: Vec<ProviderReport>,
+    /// What they cost today, and what is left.
+    pub cost: Account,
+    /// Jobs on disk that wait for a provider to be there again.
+    pub held: usize,
 }
 
 /// One active model.
@@ -99,6 +104,8 @@ impl Report {
             simd: engine::simd(),
             load: Load { jobs: dispatch.gate.jobs(), waiting, running },
             uplink: dispatch.uplink.names().map(provider).collect(),
+            cost: dispatch.uplink.account(),
+            held: dispatch.hold.len(),
         }
     }
 }
