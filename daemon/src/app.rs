@@ -8,9 +8,9 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::admit::Gate;
-use crate::config::{BrokerAt, Config};
+use crate::config::{self, BrokerAt, Config};
 use crate::dispatch::Dispatch;
-use crate::engine::{Pool, Registry};
+use crate::engine::{Pool, Registry, Shelf, meter};
 use crate::hold::Hold;
 use crate::intake::Reader;
 use crate::intake::link::{self, Link};
@@ -55,7 +55,7 @@ impl App {
             .await?
             .with_context(|| format!("store.dir {}", config.store.display()))?;
         let store = Arc::new(store);
-        let models = config.models.dir.clone();
+        let models = config.models.clone();
         let registry = tokio::task::spawn_blocking(move || load(&models)).await?;
         let (store_dir, window) = (config.store.clone(), config.uplink.hold_offline);
         let budgets = budgets(&config);
@@ -105,8 +105,8 @@ impl App {
                 max_bytes: config.jobs.max_bytes,
             },
             gate: Gate::new(config.jobs.queue, config.jobs.max_bytes, Arc::clone(&store)),
+            pool: Pool::start(config.models.threads, config.jobs.queue, &registry.shelf)?,
             registry,
-            pool: Pool::start(config.models.threads, config.jobs.queue)?,
             uplink,
             routing: config.routing.clone(),
             store,
@@ -264,14 +264,22 @@ fn budgets(config: &Config) -> Budgets {
 }
 
 /// Loads the models and logs what became of each package.
-fn load(dir: &std::path::Path) -> Registry {
-    let registry = Registry::load(dir).unwrap_or_else(|error| {
-        tracing::warn!("models.dir {}: {error}; no job is answered on this device", dir.display());
-        Registry::default()
+fn load(models: &config::Models) -> Registry {
+    let shelf = Shelf::new(models.memory, models.threads);
+    let registry = Registry::load_within(&models.dir, Arc::clone(&shelf)).unwrap_or_else(|error| {
+        tracing::warn!("models.dir {}: {error}; no job is answered on this device", models.dir.display());
+        Registry::empty(shelf)
     });
     for model in registry.models() {
-        let manifest = &model.package.manifest;
-        tracing::info!(model = model.id(), task = manifest.task, variant = model.variant.precision.as_str(), "active");
+        tracing::info!(
+            model = model.id(),
+            task = model.package.manifest.task,
+            variant = model.variant_name(),
+            kernels = model.kernels,
+            mib = meter::mib(registry.shelf.need(model)),
+            us = model.measured_us(),
+            "active"
+        );
     }
     for refused in &registry.refused {
         tracing::error!("package refused: {refused}");

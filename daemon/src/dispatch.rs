@@ -10,8 +10,8 @@ use tokio::sync::mpsc;
 
 use crate::admit::{Admitted, Gate, Verdict};
 use crate::config::{Prefer, Routing};
-use crate::engine::package::OutputKind;
-use crate::engine::{Model, Pool, Registry};
+use crate::engine::package::{OutputKind, Package};
+use crate::engine::{Model, Pool, Registry, meter};
 use crate::hold::{Held, Hold};
 use crate::intake::link::Arrived;
 use crate::intake::{Incoming, Reader, Receipt};
@@ -192,18 +192,23 @@ impl Dispatch {
 
     /// The reply to a job: tried where the plan says, until something answers for certain.
     async fn answer(&self, job: &Arc<Job>) -> Answered {
-        let model = self.registry.find(&job.task, job.wishes.model.as_deref());
-        let question = self.question(job, model);
+        let wanted = job.wishes.model.as_deref();
+        let model = self.registry.find(&job.task, wanted);
+        let package = match model {
+            Some(model) => Some(&model.package),
+            None => self.registry.find_too_large(&job.task, wanted).map(|(package, _)| package),
+        };
+        let question = self.question(job, package);
         let offers = self.uplink.offers(question.as_ref().ok());
-        // Whether a provider that the plan passes by is only away for now.
-        let away: Vec<String> = offers
-            .iter()
-            .filter(|offer| offer.usable.as_ref().is_err_and(|closed| closed.passing))
-            .map(|offer| offer.provider.clone())
-            .collect();
+        let passing = |offer: &&Offer| offer.usable.as_ref().is_err_and(|closed| closed.passing);
+        let passing: Vec<String> = offers.iter().filter(passing).map(|offer| offer.provider.clone()).collect();
         let plan = route(&self.facts(job, model, question.as_ref().map(|_| ()), offers));
-        let mut tried = Tried::default();
-        tried.away = plan.stops.iter().any(|stop| matches!(stop, Stop::Skip(Station { provider: Some(name), .. }) if away.contains(name)));
+        // A provider that the plan passes by may only be away for now.
+        let skipped = |stop: &Stop| match stop {
+            Stop::Skip(station) => station.provider.as_ref().is_some_and(|provider| passing.contains(provider)),
+            _ => false,
+        };
+        let mut tried = Tried { away: plan.stops.iter().any(skipped), ..Tried::default() };
         let answered = self.follow(plan, job, model, question.ok().as_ref(), &mut tried).await;
         let Tried { stations, mut timing, cost_usd, fault, uncertain, away } = tried;
         timing.total = ms(job.received.elapsed());
@@ -308,7 +313,7 @@ impl Dispatch {
                 return if fault.code == Code::BadRequest { Err(fault) } else { Ok(None) };
             }
         };
-        let by = By::Device { model: model.id(), variant: model.variant.precision.as_str().to_owned() };
+        let by = By::Device { model: model.id(), variant: model.variant_name().to_owned() };
         let wanted = job.wishes.min_confidence.unwrap_or(model.package.manifest.confidence.threshold);
         match output.confidence() {
             Some(found) if found < wanted => {
@@ -386,8 +391,12 @@ impl Dispatch {
 
     fn device(&self, job: &Job, model: Option<&Arc<Model>>, prefer: Prefer) -> Device {
         let Some(model) = model else {
-            let task = &job.task;
-            return match job.wishes.model.as_deref() {
+            let (task, wanted) = (&job.task, job.wishes.model.as_deref());
+            if let Some((package, figures)) = self.registry.find_too_large(task, wanted) {
+                let fault = Fault::new(Code::AboveCapability, format!("{}: {figures}", package.id()));
+                return Device::Above(fault.field("models.memory_mib").limit(meter::mib(figures.limit)));
+            }
+            return match wanted {
                 Some(wanted) => Device::Wrong(
                     Fault::new(Code::UnknownModel, format!("no active model `{wanted}` serves {task}"))
                         .field("model")
@@ -416,8 +425,7 @@ impl Dispatch {
     }
 
     /// What a closed model would be asked, or why it cannot be.
-    fn question<'a>(&self, job: &'a Job, model: Option<&'a Arc<Model>>) -> Result<Question<'a>, String> {
-        let package = model.map(|model| &model.package);
+    fn question<'a>(&self, job: &'a Job, package: Option<&'a Package>) -> Result<Question<'a>, String> {
         let own = match package {
             Some(package) => match &package.manifest.uplink {
                 Some(uplink) => Some(uplink.instruction.as_str()),
