@@ -156,10 +156,18 @@ async fn a_thousand_jobs_through_every_failure() {
     }
     let late = replies.values().filter(|(_, took)| *took > deadline + GRACE).count();
     let slowest = replies.values().map(|(_, took)| *took).max().unwrap_or_default();
-    println!("{JOBS} jobs: {} replies, {duplicates} duplicates, {late} late, slowest {slowest:?}; {outcomes:?}", replies.len());
+    println!(
+        "{JOBS} jobs: {} replies, {duplicates} duplicates, {late} late, slowest {slowest:?}; {outcomes:?}",
+        replies.len()
+    );
     assert_eq!((replies.len(), duplicates, late), (JOBS, 0, 0), "slowest {slowest:?}");
     assert!(outcomes.keys().any(|outcome| outcome.contains("cloud")), "{outcomes:?}");
-    assert!(outcomes.keys().all(|outcome| ["device", "cloud", "uplink", "deadline"].iter().any(|word| outcome.contains(word))), "{outcomes:?}");
+    assert!(
+        outcomes
+            .keys()
+            .all(|outcome| ["device", "cloud", "uplink", "deadline"].iter().any(|word| outcome.contains(word))),
+        "{outcomes:?}"
+    );
     assert!(!daemon.log().contains(CLOUD_KEY.1), "the key is in the log");
 }
 
@@ -172,10 +180,10 @@ async fn a_provider_that_is_down_is_left_alone() {
     for _ in 0..5 {
         cloud.fail(Fault::Status(500, "api_error", None));
     }
-    for n in 0..10 {
+    for n in 0..5 {
         let reply = client.ask("n", "image.classify", unclear(&format!("b{n}"))).await;
         assert_eq!(reply["degraded"], true, "{reply}");
-        if n > 2 {
+        if n > 1 {
             let why = reply["route"][1]["why"].as_str().unwrap_or_default();
             assert!(why.contains("failed several times in a row"), "{reply}");
         }
@@ -195,9 +203,11 @@ async fn the_next_provider_in_order() {
         + &provider("gemini", &first)
         + &provider("openai", &second).replace("provider.cloud", "provider.next");
     let (_daemon, mut client) = daemon(&broker, &more).await;
+    let daily = json!([{"@type": "type.googleapis.com/google.rpc.QuotaFailure",
+                        "violations": [{"quotaId": "GenerateRequestsPerDayPerProjectPerModel"}]}]);
     let rows = [
         Fault::Status(400, "invalid_request_error", None),
-        Fault::Status(429, "insufficient_quota", None),
+        Fault::Body(429, json!({"error": {"code": 429, "status": "RESOURCE_EXHAUSTED", "details": daily}})),
         Fault::Refusal,
         Fault::Status(429, "RESOURCE_EXHAUSTED", Some(("retry-after", "60"))),
     ];
@@ -322,7 +332,8 @@ async fn held_while_the_way_up_is_closed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn held_no_longer_than_allowed() {
     let broker = Mosquitto::start();
-    let more = "[uplink]\nhold_offline_s = 3\n".to_owned() + &at("cloud", &format!("http://127.0.0.1:{}/v1", free_port()));
+    let more =
+        "[uplink]\nhold_offline_s = 3\n".to_owned() + &at("cloud", &format!("http://127.0.0.1:{}/v1", free_port()));
     let (_daemon, mut client) = daemon(&broker, &more).await;
     let started = Instant::now();
     publish(&client, "image.classify", unclear("degraded")).await;
@@ -332,7 +343,7 @@ async fn held_no_longer_than_allowed() {
         let message = client.next().await;
         replies.insert(message.topic.clone(), message.json());
     }
-    assert!(started.elapsed() >= Duration::from_secs(3), "{:?}", started.elapsed());
+    assert!(started.elapsed() >= Duration::from_millis(2900), "{:?}", started.elapsed());
     assert_eq!(replies["answers/degraded"]["degraded"], true, "{replies:?}");
     assert_eq!(replies["answers/error"]["error"]["code"], "uplink_unavailable", "{replies:?}");
 }

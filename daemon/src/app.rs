@@ -113,6 +113,7 @@ impl App {
             outbox: Arc::clone(&link.outbox),
             hold: Arc::new(hold),
         });
+        dispatch.resume_held();
 
         let (deliver, arrived) = Link::channel(config.jobs.queue);
         let (told, connection) = watch::channel(link::State::Away("not yet connected".to_owned()));
@@ -196,6 +197,9 @@ impl App {
         }
         for task in &self.tasks {
             task.abort();
+        }
+        if tokio::time::timeout(GOODBYE, self.dispatch.uplink.recorded()).await.is_err() {
+            tracing::warn!("the last calls to providers are not recorded: they count in full after the next start");
         }
     }
 }

@@ -440,6 +440,13 @@ fn validate(file: raw::File) -> Result<Config, Vec<String>> {
         }
     };
     budget("uplink.budget_usd_per_day".to_owned(), file.uplink.budget_usd_per_day);
+    let budgeted = file.uplink.budget_usd_per_day.is_some()
+        || file.routing.task.values().any(|rule| rule.budget_usd_per_day.is_some());
+    let free = |p: &&Provider| p.usd_per_million_input_tokens + p.usd_per_million_output_tokens == 0.0;
+    for provider in providers.iter().filter(|_| budgeted).filter(free) {
+        let name = &provider.name;
+        notes.push(format!("uplink.provider.{name} has no prices: no budget counts what it costs"));
+    }
     for (task, rule) in &file.routing.task {
         budget(format!("routing.task.\"{task}\".budget_usd_per_day"), rule.budget_usd_per_day);
     }

@@ -33,7 +33,7 @@ const PICTURE_SIDE: (u32, u32) = (256, 1024);
 /// Pixels sent up for each pixel that the local model sees.
 const PICTURE_SCALE: u32 = 8;
 /// How often a held job is tried while no provider can be reached.
-const HOLD_EVERY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(15));
+const HOLD_EVERY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
 /// Replies to held jobs that may wait for the broker.
 const HELD_OUT: usize = 64;
 
@@ -143,11 +143,15 @@ impl Dispatch {
         self.outbox.send(message(reply_to, payload), receipts, Some(keep));
     }
 
-    /// Sends held jobs up, oldest first, whenever a provider can be reached; never ends.
-    pub async fn send_held(self: Arc<Self>) {
+    /// Jobs held by an earlier run are known from the start, so that the same ones are not run beside them.
+    pub fn resume_held(&self) {
         for key in self.hold.keys() {
             self.gate.resume(key);
         }
+    }
+
+    /// Sends held jobs up, oldest first, whenever a provider can be reached; never ends.
+    pub async fn send_held(self: Arc<Self>) {
         let mut pause = HOLD_EVERY.0;
         loop {
             // While the broker takes no replies, more of them need not be made.
@@ -361,13 +365,7 @@ impl Dispatch {
         Some((output, By::Cloud { provider, model }))
     }
 
-    fn facts(
-        &self,
-        job: &Job,
-        model: Option<&Arc<Model>>,
-        question: Result<(), &String>,
-        offers: Vec<Offer>,
-    ) -> Facts {
+    fn facts(&self, job: &Job, model: Option<&Arc<Model>>, question: Result<(), &String>, offers: Vec<Offer>) -> Facts {
         let rule = self.routing.task.get(&job.task).copied().unwrap_or_default();
         let task_privacy = rule.privacy.unwrap_or(Privacy::Cloud);
         let rules = [(self.routing.privacy, "node"), (task_privacy, "task"), (job.wishes.privacy, "job")];
@@ -464,9 +462,8 @@ impl Dispatch {
             }
         };
         let sees = package.and_then(|package| package.manifest.input.size).map(|[width, height]| width.max(height));
-        let picture_side = sees.map_or(PICTURE_SIDE.1, |side| {
-            side.saturating_mul(PICTURE_SCALE).clamp(PICTURE_SIDE.0, PICTURE_SIDE.1)
-        });
+        let picture_side = sees
+            .map_or(PICTURE_SIDE.1, |side| side.saturating_mul(PICTURE_SCALE).clamp(PICTURE_SIDE.0, PICTURE_SIDE.1));
         let question =
             Question { task: &job.task, instruction, input: &job.input, shape, max_output_tokens, picture_side };
         uplink::sendable(&question)?;

@@ -57,12 +57,15 @@ struct Place {
     out: bool,
 }
 
+/// When a job came, in milliseconds since 1970, and a number of its own: the order in which they go.
+type Number = (u64, u64);
+
 #[derive(Debug, Default)]
 struct Index {
-    places: BTreeMap<u64, Place>,
+    places: BTreeMap<Number, Place>,
     next: u64,
     /// Files whose replies were accepted.
-    done: Vec<u64>,
+    done: Vec<Number>,
 }
 
 /// Jobs held on disk.
@@ -78,7 +81,7 @@ pub struct Hold {
 #[derive(Debug)]
 pub struct Ticket {
     hold: Arc<Hold>,
-    number: u64,
+    number: Number,
 }
 
 impl Ticket {
@@ -107,8 +110,14 @@ fn unix_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
-fn path(dir: &Path, number: u64) -> PathBuf {
-    dir.join(format!("{number:012}.job"))
+fn path(dir: &Path, (since_ms, number): Number) -> PathBuf {
+    dir.join(format!("{since_ms:014}-{number:06}.job"))
+}
+
+/// The inverse of [`path`].
+fn number(path: &Path) -> Option<Number> {
+    let (since_ms, number) = path.file_name()?.to_str()?.strip_suffix(".job")?.split_once('-')?;
+    Some((since_ms.parse().ok()?, number.parse().ok()?))
 }
 
 impl Hold {
@@ -123,8 +132,7 @@ impl Hold {
         let mut index = Index::default();
         for entry in fs::read_dir(&dir)? {
             let path = entry?.path();
-            let number = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".job")?.parse().ok());
-            let Some(number) = number else {
+            let Some(number) = number(&path) else {
                 // What a crash left half written.
                 if path.extension().is_some_and(|ending| ending == "new") {
                     fs::remove_file(&path)?;
@@ -134,7 +142,7 @@ impl Hold {
             let bytes = fs::read(&path)?;
             let key = postcard::from_bytes::<Record>(&bytes).ok().and_then(|record| record.key);
             index.places.insert(number, Place { bytes: bytes.len() as u64, key, out: false });
-            index.next = index.next.max(number + 1);
+            index.next = index.next.max(number.1 + 1);
         }
         Ok(Hold { dir, window, index: Mutex::new(index), changed: Notify::new() })
     }
@@ -185,7 +193,7 @@ impl Hold {
             if index.places.len() >= MAX_JOBS || held + bytes.len() as u64 > MAX_BYTES {
                 return Err(io::Error::other(format!("{} jobs of {held} bytes are held already", index.places.len())));
             }
-            let number = index.next;
+            let number = (record.since_ms, index.next);
             index.next += 1;
             // Its room is taken, and nobody takes it out before it is written.
             index.places.insert(number, Place { bytes: bytes.len() as u64, key, out: true });
@@ -208,7 +216,7 @@ impl Hold {
         written
     }
 
-    fn write(&self, number: u64, bytes: &[u8]) -> io::Result<()> {
+    fn write(&self, number: Number, bytes: &[u8]) -> io::Result<()> {
         let place = path(&self.dir, number);
         let new = place.with_extension("new");
         let mut file = File::create(&new)?;
@@ -242,7 +250,7 @@ impl Hold {
             };
             for number in done {
                 if let Err(error) = fs::remove_file(path(&self.dir, number)) {
-                    tracing::warn!(number, "a held job that was answered cannot be removed: {error}");
+                    tracing::warn!(?number, "a held job that was answered cannot be removed: {error}");
                 }
             }
             let number = oldest?;
@@ -257,7 +265,7 @@ impl Hold {
                     return Some(Held { job, reply_to, key, left: self.window.saturating_sub(age), ticket });
                 }
                 // The next look removes it.
-                Err(error) => tracing::error!(number, "a held job cannot be read and is given up: {error}"),
+                Err(error) => tracing::error!(?number, "a held job cannot be read and is given up: {error}"),
             }
         }
     }
@@ -288,8 +296,10 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let window = Duration::from_secs(60);
         let hold = Arc::new(Hold::open(dir.path(), window).expect("opens"));
-        for id in ["one", "two", "three"] {
-            hold.keep(&job(id), &to(), Some([7; 16])).expect("kept");
+        // In the order in which they came, not in that in which they were given up.
+        let came = |id, ago_ms| Job { received: Instant::now() - Duration::from_millis(ago_ms), ..job(id) };
+        for job in [came("two", 2000), came("one", 3000), came("three", 1000)] {
+            hold.keep(&job, &to(), Some([7; 16])).expect("kept");
         }
         let one = hold.oldest().expect("a job");
         assert_eq!((one.job.id.as_deref(), one.reply_to, one.key), (Some("one"), to(), Some([7; 16])));
@@ -318,8 +328,8 @@ mod tests {
     fn what_cannot_be_read_is_given_up() {
         let dir = tempfile::tempdir().expect("a folder");
         fs::create_dir(dir.path().join("held")).expect("made");
-        fs::write(path(&dir.path().join("held"), 3), b"\xff\xff").expect("written");
-        fs::write(dir.path().join("held/000000000004.new"), b"half").expect("written");
+        fs::write(path(&dir.path().join("held"), (5, 3)), b"\xff\xff").expect("written");
+        fs::write(dir.path().join("held/00000000000005-000004.new"), b"half").expect("written");
         let hold = Arc::new(Hold::open(dir.path(), Duration::from_secs(1)).expect("opens"));
         hold.keep(&job("good"), &to(), None).expect("kept");
         assert_eq!(hold.oldest().expect("a job").job.id.as_deref(), Some("good"));

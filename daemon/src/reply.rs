@@ -70,7 +70,7 @@ struct Item {
     message: Message,
     receipts: Vec<Receipt>,
     /// Held, not read: it is free again when the reply is accepted.
-    keep: Option<Keep>,
+    _keep: Option<Keep>,
     /// A status: worthless once the connection is lost.
     passing: bool,
 }
@@ -145,7 +145,7 @@ impl Outbox {
         }
         let order = inner.order;
         inner.order += 1;
-        inner.unsent.push_back(Item { order, message, receipts, keep, passing });
+        inner.unsent.push_back(Item { order, message, receipts, _keep: keep, passing });
         self.pump(&mut inner);
     }
 

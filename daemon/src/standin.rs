@@ -322,7 +322,14 @@ mod anthropic {
 
     pub fn read(body: &[u8]) -> Result<Asked, String> {
         let request: Request = parse(body)?;
-        let mut asked = Asked { path: "/v1/messages", text: String::new(), image: None, audio: None, schema: None, body: body.to_vec() };
+        let mut asked = Asked {
+            path: "/v1/messages",
+            text: String::new(),
+            image: None,
+            audio: None,
+            schema: None,
+            body: body.to_vec(),
+        };
         for block in request.messages.iter().filter(|message| message.role == "user").flat_map(|m| &m.content) {
             match block {
                 Block::Text { cache_control: Some(cache), .. } if cache.r#type != "ephemeral" => {
@@ -470,7 +477,14 @@ mod openai {
 
     pub fn read_responses(body: &[u8]) -> Result<Asked, String> {
         let request: Responses = parse(body)?;
-        let mut asked = Asked { path: "/v1/responses", text: String::new(), image: None, audio: None, schema: None, body: body.to_vec() };
+        let mut asked = Asked {
+            path: "/v1/responses",
+            text: String::new(),
+            image: None,
+            audio: None,
+            schema: None,
+            body: body.to_vec(),
+        };
         for content in request.input.iter().flat_map(|item| &item.content) {
             match content {
                 Content::InputText { text } => asked.text += text,
@@ -486,7 +500,14 @@ mod openai {
 
     pub fn read_chat(body: &[u8]) -> Result<Asked, String> {
         let request: Chat = parse(body)?;
-        let mut asked = Asked { path: "/v1/chat/completions", text: String::new(), image: None, audio: None, schema: None, body: body.to_vec() };
+        let mut asked = Asked {
+            path: "/v1/chat/completions",
+            text: String::new(),
+            image: None,
+            audio: None,
+            schema: None,
+            body: body.to_vec(),
+        };
         for message in &request.messages {
             match &message.content {
                 ChatContent::Text(text) => asked.text += text,
@@ -604,7 +625,8 @@ mod gemini {
     pub fn read(body: &[u8]) -> Result<Asked, String> {
         let request: Request = parse(body)?;
         let path = "/v1beta/models:generateContent";
-        let mut asked = Asked { path, text: String::new(), image: None, audio: None, schema: None, body: body.to_vec() };
+        let mut asked =
+            Asked { path, text: String::new(), image: None, audio: None, schema: None, body: body.to_vec() };
         for part in request.contents.iter().filter(|content| content.role == "user").flat_map(|c| &c.parts) {
             match (&part.text, &part.inline_data) {
                 (Some(text), None) => asked.text += text,
@@ -616,8 +638,7 @@ mod gemini {
             }
         }
         if let Some(config) = request.generation_config {
-            if config.response_json_schema.is_some()
-                && config.response_mime_type.as_deref() != Some("application/json")
+            if config.response_json_schema.is_some() && config.response_mime_type.as_deref() != Some("application/json")
             {
                 return Err("responseJsonSchema: responseMimeType application/json is needed".to_owned());
             }
@@ -661,7 +682,9 @@ async fn generate(
 }
 
 async fn models(headers: HeaderMap) -> Response {
-    if bearer(&headers) || ["x-api-key", "x-goog-api-key"].iter().any(|name| headers.get(*name).is_some_and(|key| key == KEY)) {
+    if bearer(&headers)
+        || ["x-api-key", "x-goog-api-key"].iter().any(|name| headers.get(*name).is_some_and(|key| key == KEY))
+    {
         axum::Json(json!({"data": [{"id": MODEL}]})).into_response()
     } else {
         (StatusCode::UNAUTHORIZED, axum::Json(openai_error("invalid_api_key", "Incorrect API key provided")))

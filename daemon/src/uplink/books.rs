@@ -218,6 +218,16 @@ impl Books {
         Call { shared: Arc::clone(&self.shared), purse, note, left: false, outcome: "abandoned" }
     }
 
+    /// Ends when all changes so far are on the disk, or could not be written.
+    pub async fn written(&self) {
+        if self.shared.on_disk {
+            let version = self.shared.change(&mut self.shared.lock(), true);
+            let mut written = self.shared.written.subscribe();
+            // The sender lives in what this borrows.
+            let _ = written.wait_for(|(done, _)| *done >= version).await;
+        }
+    }
+
     /// What may still be spent on `task` today, US dollars; none where there is no budget.
     pub fn left_usd(&self, task: &str) -> Option<f64> {
         let mut state = self.shared.lock();
@@ -286,11 +296,7 @@ pub fn now() -> String {
     let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
     let year = year_of_era + era * 400 + u64::from(month <= 2);
     let (hour, minute) = (second / 3600, second / 60 % 60);
-    format!(
-        "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{:02}.{:03}Z",
-        second % 60,
-        since.subsec_millis()
-    )
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{:02}.{:03}Z", second % 60, since.subsec_millis())
 }
 
 /// The calls whose lines are at the end of the audit file.

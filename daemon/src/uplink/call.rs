@@ -353,7 +353,10 @@ impl<'a> Asking<'a> {
             ),
             Denied::Job => {
                 let most_usd = self.request.max_cost_usd.unwrap_or_default();
-                Step::Fail(Reason::MaxCost { most_usd }, format!("it could cost ${usd:.6}, over the job's ${most_usd:.6}"))
+                Step::Fail(
+                    Reason::MaxCost { most_usd },
+                    format!("it could cost ${usd:.6}, over the job's ${most_usd:.6}"),
+                )
             }
             Denied::Unrecorded => {
                 Step::Fail(Reason::Refused, "what is sent up cannot be recorded on this node's disk".to_owned())
@@ -374,7 +377,11 @@ impl<'a> Asking<'a> {
             return Step::Fail(Reason::Refused, why);
         }
         let floor = retry::floor(headers).or(detail.wait);
-        if status >= 500 || status == 408 { through.failed() } else { through.succeeded() }
+        if status >= 500 || status == 408 {
+            through.failed()
+        } else {
+            through.succeeded()
+        }
         if let Some(wait) = floor {
             // What one was told holds for all.
             lock(&self.entry.breaker).pause(wait, Instant::now());

@@ -277,6 +277,11 @@ impl Uplink {
         self.back.notified().await;
     }
 
+    /// Ends when all that was sent and spent so far is on the disk, or cannot be written there.
+    pub async fn recorded(&self) {
+        self.books.written().await;
+    }
+
     /// What was spent today, and what is left.
     pub fn account(&self) -> Account {
         self.books.account()

@@ -137,8 +137,7 @@ impl Purse {
             let used: Nano = self.spent.values().chain(self.reserved.values()).sum();
             budget.saturating_sub(used)
         });
-        let task_s =
-            budgets.task.get(task).map(|budget| budget.saturating_sub(of(&self.spent) + of(&self.reserved)));
+        let task_s = budgets.task.get(task).map(|budget| budget.saturating_sub(of(&self.spent) + of(&self.reserved)));
         node.into_iter().chain(task_s).min()
     }
 
