@@ -21,12 +21,12 @@ fn unclear(id: &str) -> Value {
 
 /// A provider at US prices so high that a few dozen answers take a dollar.
 fn dear(cloud: &Standin) -> String {
-    provider("anthropic", cloud).replace("input_tokens = 3.0", "input_tokens = 100.0").replace("= 15.0", "= 300.0")
+    provider("anthropic", cloud).replace("input_tokens = 3.0", "input_tokens = 30.0").replace("= 15.0", "= 100.0")
 }
 
 fn billed_usd(cloud: &Standin) -> f64 {
     let [input, output] = cloud.billed();
-    (input as f64 * 100.0 + output as f64 * 300.0) / 1e6
+    (input as f64 * 30.0 + output as f64 * 100.0) / 1e6
 }
 
 async fn daemon(broker: &Mosquitto, more: &str) -> (Daemon, Client) {
@@ -68,6 +68,7 @@ async fn a_dollar_is_a_dollar() {
         for n in 0..64 {
             // Some answers are wrong and asked for again; some break off and count in full.
             match n % 16 {
+                _ if wave > 0 => {}
                 3 => cloud.fail(Fault::Text("prose")),
                 7 => cloud.fail(Fault::Cut),
                 _ => {}
@@ -88,7 +89,7 @@ async fn a_dollar_is_a_dollar() {
     let billed = billed_usd(&cloud);
     println!("{sent} jobs, {up} answered above: billed ${billed:.6}, counted ${spent:.6} of $1");
     assert!(billed <= 1.0 && spent <= 1.0 + 1e-9, "overspent: billed {billed}, counted {spent}");
-    assert!(up > 5 && spent > 0.7, "{up} answered for {spent}");
+    assert!(up > 50 && spent > 0.9, "{up} answered for {spent}");
     let generate = json!({"id": "g", "input": {"text": "x"}, "params": {"max_tokens": 3000}});
     let reply = client.ask("n", "text.generate", generate.clone()).await;
     assert_eq!(reply["error"]["code"], "budget_exhausted", "{reply}");

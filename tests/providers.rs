@@ -39,6 +39,8 @@ fn wav() -> Vec<u8> {
 /// Every kind of provider, input and shape: `anthropic`, `openai` and `google-genai` take what is sent.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_providers_own_types_take_what_is_sent() {
+    // As the binary does; another test of this process may have been first.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let cloud = standin().await;
     let uplink = uplink(&cloud);
     let labels: Vec<String> = (0..10).map(|digit: u32| digit.to_string()).collect();

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::TcpListener;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use outpost::standin::{Fault, Standin};
@@ -93,7 +94,7 @@ fn faults() -> Vec<Fault> {
         Fault::Text("{\"label\": \"eleven\", \"confidence\": 1}"),
         Fault::Status(429, "rate_limit_error", Some(("retry-after-ms", "20"))),
         Fault::Status(429, "rate_limit_error", None),
-        Fault::Status(429, "rate_limit_error", Some(("retry-after", "60"))),
+        Fault::Status(429, "rate_limit_error", Some(("retry-after", "1"))),
         Fault::Status(500, "api_error", None),
         Fault::Status(503, "api_error", None),
         Fault::Status(408, "timeout", None),
@@ -104,6 +105,35 @@ fn faults() -> Vec<Fault> {
         Fault::Huge(10_000_000),
         Fault::Body(429, json!({"error": {"code": 429, "message": "m", "details": retry}})),
     ]
+}
+
+/// How late this machine wakes a task that sleeps 5 ms, at worst, while it lives: a busy one is late itself.
+struct Stall(Arc<AtomicU64>, tokio::task::JoinHandle<()>);
+
+impl Stall {
+    fn new() -> Self {
+        let worst = Arc::new(AtomicU64::new(0));
+        let seen = Arc::clone(&worst);
+        let task = tokio::spawn(async move {
+            let nap = Duration::from_millis(5);
+            loop {
+                let started = Instant::now();
+                tokio::time::sleep(nap).await;
+                seen.fetch_max(started.elapsed().saturating_sub(nap).as_micros() as u64, Ordering::Relaxed);
+            }
+        });
+        Stall(worst, task)
+    }
+
+    fn worst(&self) -> Duration {
+        Duration::from_micros(self.0.load(Ordering::Relaxed))
+    }
+}
+
+impl Drop for Stall {
+    fn drop(&mut self) {
+        self.1.abort();
+    }
 }
 
 /// A thousand jobs, of which every one meets another failure: one reply each, none twice, none late.
@@ -122,15 +152,15 @@ async fn a_thousand_jobs_through_every_failure() {
         + &provider("anthropic", &cloud);
     let (daemon, mut client) = daemon(&broker, &more).await;
     let all = faults();
+    let stall = Stall::new();
     let mut replies: HashMap<String, (Value, Duration)> = HashMap::new();
     let mut duplicates = 0;
     let mut published = HashMap::new();
     for wave in 0..JOBS / WAVE {
         for n in wave * WAVE..(wave + 1) * WAVE {
             // A good answer between the failures, so that the breaker does not spare us all of them.
-            if n % 2 == 0 {
-                cloud.fail(all[n / 2 % all.len()].clone());
-            }
+            cloud.fail(all[n % all.len()].clone());
+            cloud.fail(Fault::Delay(Duration::ZERO));
             let id = format!("f{n}");
             let (task, mut envelope) =
                 if n % 3 == 0 { ("text.generate", generate(&id)) } else { ("image.classify", unclear(&id)) };
@@ -150,24 +180,25 @@ async fn a_thousand_jobs_through_every_failure() {
     for (reply, _) in replies.values() {
         let outcome = match reply["error"]["code"].as_str() {
             Some(code) => code.to_owned(),
-            None => format!("{} {}", reply["by"]["tier"], if reply["degraded"] == true { "degraded" } else { "" }),
+            None if reply["degraded"] == true => "degraded".to_owned(),
+            None => reply["by"]["tier"].as_str().unwrap_or_default().to_owned(),
         };
         *outcomes.entry(outcome).or_default() += 1;
     }
-    let late = replies.values().filter(|(_, took)| *took > deadline + GRACE).count();
+    let stalled = stall.worst();
+    let late = replies.values().filter(|(_, took)| *took > deadline + GRACE + stalled).count();
     let slowest = replies.values().map(|(_, took)| *took).max().unwrap_or_default();
+    let requests = cloud.asked().len();
+    let inside = replies.values().filter_map(|(reply, _)| reply["timing_ms"]["total"].as_f64()).fold(0.0, f64::max);
     println!(
-        "{JOBS} jobs: {} replies, {duplicates} duplicates, {late} late, slowest {slowest:?}; {outcomes:?}",
+        "{JOBS} jobs, {requests} requests: {} replies, {duplicates} duplicates, {late} late, slowest {slowest:?} ({inside:.0} ms inside, this machine's own delay {stalled:?}); {outcomes:?}",
         replies.len()
     );
     assert_eq!((replies.len(), duplicates, late), (JOBS, 0, 0), "slowest {slowest:?}");
-    assert!(outcomes.keys().any(|outcome| outcome.contains("cloud")), "{outcomes:?}");
-    assert!(
-        outcomes
-            .keys()
-            .all(|outcome| ["device", "cloud", "uplink", "deadline"].iter().any(|word| outcome.contains(word))),
-        "{outcomes:?}"
-    );
+    assert!(requests > JOBS / 2, "{requests} requests were enough");
+    let known = ["cloud", "degraded", "uplink_unavailable", "deadline_exceeded"];
+    assert!(outcomes.keys().all(|outcome| known.contains(&outcome.as_str())), "{outcomes:?}");
+    assert!(outcomes.get("cloud").is_some_and(|answered| *answered > JOBS / 10), "{outcomes:?}");
     assert!(!daemon.log().contains(CLOUD_KEY.1), "the key is in the log");
 }
 
@@ -252,7 +283,6 @@ async fn a_late_provider_gets_company() {
 /// No more requests at once than a provider is allowed.
 #[tokio::test(flavor = "multi_thread")]
 async fn places_are_kept() {
-    use std::sync::atomic::{AtomicUsize, Ordering};
     let most = Arc::new((AtomicUsize::new(0), AtomicUsize::new(0)));
     let count = Arc::clone(&most);
     let cloud = Standin::start(move |asked| {
@@ -299,6 +329,8 @@ async fn held_while_the_way_up_is_closed() {
     hurried["deadline_ms"] = json!(5000);
     let reply = client.ask("n", "image.classify", hurried).await;
     assert_eq!(reply["degraded"], true, "{reply}");
+    // Its delivery is acknowledged by then, and does not come again.
+    tokio::time::sleep(Duration::from_millis(500)).await;
     daemon.kill();
     daemon.restart().await;
     // The same job again is still the same job.
@@ -306,7 +338,8 @@ async fn held_while_the_way_up_is_closed() {
     let mut status = Client::connect(&daemon.url).await;
     status.subscribe("outpost/n/status").await;
     assert_eq!(status.next().await.json()["held"], 5);
-    assert!(client.next_within(Duration::from_secs(1)).await.is_none(), "answered with nobody to ask");
+    let early = client.next_within(Duration::from_secs(1)).await;
+    assert!(early.is_none(), "answered with nobody to ask: {early:?}");
     let cloud = Standin::start_at(port, first_label).await.expect("the port is still free");
     let mut order = Vec::new();
     for _ in 0..5 {

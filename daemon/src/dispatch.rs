@@ -32,6 +32,9 @@ const TEXT_TOKENS: u32 = 1024;
 const PICTURE_SIDE: (u32, u32) = (256, 1024);
 /// Pixels sent up for each pixel that the local model sees.
 const PICTURE_SCALE: u32 = 8;
+/// Time that is kept for the way back of a closed model's answer, at most; an answer that comes later
+/// would be late for the requester.
+const WAY_BACK: Duration = Duration::from_millis(50);
 /// How often a held job is tried while no provider can be reached.
 const HOLD_EVERY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
 /// Replies to held jobs that may wait for the broker.
@@ -347,7 +350,7 @@ impl Dispatch {
         let request = Request {
             question,
             job: job.id.as_deref(),
-            deadline: job.wishes.deadline,
+            deadline: job.wishes.deadline.map(|deadline| deadline - way_back(deadline)),
             max_cost_usd: job.wishes.max_cost_usd.map(|most| most - tried.cost_usd),
             cache: Duration::from_secs(rule.cache_s.into()),
         };
@@ -489,6 +492,11 @@ async fn in_time<F: Future>(job: &Job, future: F) -> Option<F::Output> {
         None => Some(future.await),
         Some(deadline) => tokio::time::timeout_at(deadline.into(), future).await.ok(),
     }
+}
+
+/// What is left of the time for a reply's own way: to be remembered, published and delivered.
+fn way_back(deadline: Instant) -> Duration {
+    (deadline.saturating_duration_since(Instant::now()) / 10).min(WAY_BACK)
 }
 
 fn late() -> Fault {

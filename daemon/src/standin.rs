@@ -546,7 +546,7 @@ async fn responses(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: 
                 {"type": "reasoning", "id": "rs_stand_in", "summary": []},
                 {"type": "message", "id": "msg_stand_in", "role": "assistant", "status": "completed", "content": [content]},
             ],
-            "usage": {"input_tokens": input, "input_tokens_details": {"cached_tokens": 0}, "output_tokens": output,
+            "usage": {"input_tokens": input, "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0}, "output_tokens": output,
                       "output_tokens_details": {"reasoning_tokens": 0}, "total_tokens": input + output},
         })
     }

@@ -15,6 +15,7 @@ import openai
 from anthropic.types.message_create_params import MessageCreateParamsNonStreaming as AnthropicParams
 from google import genai
 from google.genai import types
+from openai.types.chat import ChatCompletionContentPartParam as ChatPart
 from openai.types.chat.completion_create_params import CompletionCreateParamsNonStreaming as ChatParams
 from openai.types.responses.response_create_params import ResponseCreateParamsNonStreaming as ResponsesParams
 from pydantic import TypeAdapter
@@ -29,7 +30,10 @@ def typed(params, body):
 
 def check_anthropic(url, key, body):
     typed(AnthropicParams, body)
-    message = anthropic.Anthropic(base_url=url, api_key=key, max_retries=0).messages.create(**body)
+    # The SDK now sends the key as a bearer and asks for a later version by itself; both ways are served.
+    headers = {"x-api-key": key, "anthropic-version": "2023-06-01"}
+    client = anthropic.Anthropic(base_url=url, api_key=key, max_retries=0, default_headers=headers)
+    message = client.messages.create(**body)
     assert message.stop_reason == "end_turn" and message.usage.input_tokens > 0, message
     return message.content[0].text
 
@@ -42,7 +46,14 @@ def check_openai(url, key, body):
 
 
 def check_openai_compatible(url, key, body):
-    typed(ChatParams, body)
+    # Parts are an iterable within a union there, which pydantic validates and does not give back: one by one.
+    whole = [message for message in body["messages"] if isinstance(message["content"], str)]
+    for message in body["messages"]:
+        if message not in whole:
+            for part in message["content"]:
+                typed(ChatPart, part)
+            whole.append(message | {"content": ""})
+    typed(ChatParams, body | {"messages": whole})
     completion = openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0).chat.completions.create(**body)
     assert completion.choices[0].finish_reason == "stop" and completion.usage.prompt_tokens > 0, completion
     return completion.choices[0].message.content

@@ -110,8 +110,12 @@ impl Entry {
     /// What one answer costs at most.
     pub fn estimate(&self, question: &Question<'_>) -> Nano {
         let input = self.input_tokens(question);
-        let long = question.instruction.len() + question.shape.bytes() >= STORED;
-        let stored = if long && self.provider.kind == Kind::Anthropic { input } else { 0 };
+        let stored = match self.provider.kind {
+            // It stores what is marked, OpenAI what is long, the others ask nothing for it.
+            Kind::Anthropic if question.instruction.len() + question.shape.bytes() >= STORED => input,
+            Kind::Openai if input >= STORED as u64 / 2 => input,
+            _ => 0,
+        };
         let output = question.max_output_tokens.into();
         // A cache that costs more than reading anew would be no bound.
         money::cost(&self.provider, Tokens { input, cached: 0, stored, output })

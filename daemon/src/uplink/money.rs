@@ -37,8 +37,8 @@ pub struct Tokens {
     pub output: u64,
 }
 
-/// What tokens cost with a provider. Storing in the prompt cache costs a quarter more than reading, as
-/// with Anthropic, the one provider that bills it.
+/// What tokens cost with a provider. Storing in the prompt cache is counted a quarter above reading,
+/// which is Anthropic's price; OpenAI reports such tokens, too.
 pub fn cost(provider: &config::Provider, tokens: Tokens) -> Nano {
     let fresh = tokens.input.saturating_sub(tokens.cached + tokens.stored) as f64 + tokens.stored as f64 * 1.25;
     nano(

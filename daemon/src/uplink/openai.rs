@@ -133,7 +133,7 @@ fn parsed(body: &Value, text: Result<String, Wrong>, [input, output, details]: [
     let tokens = count(&usage[input]).zip(count(&usage[output])).map(|(input, output)| Tokens {
         input,
         cached: count(&usage[details]["cached_tokens"]).unwrap_or(0),
-        stored: 0,
+        stored: count(&usage[details]["cache_write_tokens"]).unwrap_or(0),
         // Some servers count hidden reasoning in the total alone.
         output: output.max(total.saturating_sub(input)),
     });
