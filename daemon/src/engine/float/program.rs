@@ -1,6 +1,7 @@
 //! A compiled piece of a graph: steps over buffers, with every size known.
 #![allow(unsafe_code, reason = "kernels are called by pointer; sizes are fixed when a program is built")]
 
+use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, PoisonError};
 
 use super::kernel::{Call, Kernels, LANES, Lanes, ROWS};
@@ -243,6 +244,32 @@ fn shared(steps: &mut [Step], grids: &[Grid]) -> Vec<Grid> {
     kept
 }
 
+/// Floats that start where a block may: a register's worth of them lies in one line of the cache.
+#[derive(Debug, Default)]
+struct Buffer(Vec<Lanes>);
+
+impl Buffer {
+    fn zero(floats: usize) -> Self {
+        Buffer(vec![Lanes([0.0; LANES]); floats.div_ceil(LANES)])
+    }
+}
+
+impl Deref for Buffer {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        // SAFETY: a block is so many floats and nothing else.
+        unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), self.0.len() * LANES) }
+    }
+}
+
+impl DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        // SAFETY: a block is so many floats and nothing else.
+        unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), self.0.len() * LANES) }
+    }
+}
+
 /// Steps with their buffers.
 #[derive(Debug)]
 pub struct Program {
@@ -254,7 +281,7 @@ pub struct Program {
     /// Shapes of the outputs.
     pub outputs: Vec<Vec<usize>>,
     /// Memory of past runs, one for each thread at most.
-    spare: Mutex<Vec<Vec<Vec<f32>>>>,
+    spare: Mutex<Vec<Vec<Buffer>>>,
 }
 
 impl Program {
@@ -281,21 +308,14 @@ impl Program {
         let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
         // Margins stay zero: nothing writes to them. Kernels may read a block past the last pixel.
         let size = |grid: &Grid| grid.lines() * grid.columns() * grid.depth + LANES;
-        let mut memory = spare.unwrap_or_else(|| self.grids.iter().map(|grid| vec![0.0; size(grid)]).collect());
+        let mut memory = spare.unwrap_or_else(|| self.grids.iter().map(|grid| Buffer::zero(size(grid))).collect());
         for (step, tables) in self.steps.iter().zip(&self.tables) {
             self.step(step, tables, &mut memory, inputs, outputs);
         }
         self.spare.lock().unwrap_or_else(PoisonError::into_inner).push(memory);
     }
 
-    fn step(
-        &self,
-        step: &Step,
-        tables: &Tables,
-        memory: &mut [Vec<f32>],
-        inputs: &[&[f32]],
-        outputs: &mut [&mut [f32]],
-    ) {
+    fn step(&self, step: &Step, tables: &Tables, memory: &mut [Buffer], inputs: &[&[f32]], outputs: &mut [&mut [f32]]) {
         let grids = &self.grids;
         let Some(to) = step.result() else {
             if let Step::Write { source, output, dims } = step {
@@ -381,7 +401,7 @@ impl Program {
         memory[to] = out;
     }
 
-    fn layer(&self, layer: &Layer, tables: &Tables, memory: &[Vec<f32>], out: &mut [f32]) {
+    fn layer(&self, layer: &Layer, tables: &Tables, memory: &[Buffer], out: &mut [f32]) {
         let each = layer.length == 0;
         let inputs = self.grids[layer.source].depth / layer.groups;
         let blocks = layer.channels.div_ceil(LANES);
