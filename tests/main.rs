@@ -7,6 +7,7 @@
 mod common;
 
 mod bad_input;
+mod better;
 mod brokers;
 mod commands;
 mod conformance;

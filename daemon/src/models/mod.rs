@@ -21,6 +21,7 @@ use crate::engine::registry::{self, version_key};
 use crate::engine::{Registry, Shelf, meter};
 use crate::intake::bare;
 use crate::job::{By, Fault, Outcome, Reply, Station, Status, Tier, Timing};
+use crate::route::doubt;
 
 /// Where the packages are.
 #[derive(clap::Args, Debug)]
@@ -299,12 +300,12 @@ fn reply(model: &Model, id: String, result: Result<crate::job::Output, Fault>, s
         Err(fault) => Reply::error(Some(id), fault, Vec::new(), timing),
         Ok(output) => {
             let wanted = model.package.manifest.confidence.threshold;
-            let uncertain = output.confidence().filter(|found| *found < wanted);
+            let uncertain = doubt(output.confidence(), wanted);
             let station = Station {
                 tier: Tier::Device,
                 provider: None,
                 outcome: if uncertain.is_some() { Outcome::Uncertain } else { Outcome::Answered },
-                why: uncertain.map(|found| format!("confidence {found:.2} is under {wanted:.2}")),
+                why: uncertain,
             };
             Reply {
                 id: Some(id),
@@ -312,8 +313,9 @@ fn reply(model: &Model, id: String, result: Result<crate::job::Output, Fault>, s
                 output: Some(output),
                 error: None,
                 by: Some(By::Device { model: model.id(), variant: model.variant_name().to_owned() }),
+                degraded: station.outcome == Outcome::Uncertain,
                 route: vec![station],
-                degraded: uncertain.is_some(),
+                last: None,
                 timing_ms: timing,
                 cost_usd: 0.0,
             }

@@ -295,7 +295,7 @@ impl Uplink {
     /// none to put, their estimates are 0.
     pub fn offers(&self, question: Option<&Question<'_>>) -> Vec<Offer> {
         let now = Instant::now();
-        let left_usd = question.and_then(|question| self.books.left_usd(question.task));
+        let unspent = question.and_then(|question| self.books.unspent_usd(question.task));
         let deaf = |entry: &Entry| {
             question.is_some_and(|question| matches!(question.input, Input::Audio(_)) && !entry.provider.kind.hears())
         };
@@ -307,7 +307,8 @@ impl Uplink {
             },
             latency: entry.latency(),
             estimate_usd: question.map_or(0.0, |question| money::usd(entry.estimate(question))),
-            left_usd,
+            left_usd: unspent.map(|(left, _)| left),
+            budget_usd: unspent.map(|(_, budget)| budget),
         };
         self.entries.iter().map(offer).collect()
     }
