@@ -9,6 +9,7 @@ mod common;
 mod bad_input;
 mod better;
 mod brokers;
+mod calibrate;
 mod commands;
 mod conformance;
 mod duplicates;

@@ -2,6 +2,8 @@
 
 mod add;
 mod bench;
+mod calibrate;
+mod edit;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -97,6 +99,8 @@ pub enum Command {
         /// Packages, by folder, name or name@version [default: all]
         names: Vec<String>,
     },
+    /// Fit a model's confidence to a labelled set: what is under the threshold goes up
+    Calibrate(calibrate::Args),
 }
 
 /// A model directory and the memory for its models.
@@ -164,6 +168,7 @@ pub fn run(command: Command) -> Result<ExitCode> {
             let place = Place { threads: threads.into(), ..dir.place()? };
             bench::run(&place, &names, Effort::of(repeat as usize, threads.into()), json)
         }
+        Command::Calibrate(args) => calibrate::run(&args),
     }
 }
 
