@@ -7,13 +7,18 @@
 mod common;
 
 mod bad_input;
+mod better;
 mod brokers;
+mod calibrate;
 mod commands;
 mod conformance;
 mod duplicates;
 mod fallback;
 mod flow;
 mod models;
+mod money;
 mod overload;
+mod providers;
 mod reconnect;
 mod shutdown;
+mod uplink;

@@ -4,19 +4,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
 use crate::admit::Gate;
 use crate::config::{self, BrokerAt, Config};
 use crate::dispatch::Dispatch;
 use crate::engine::{Pool, Registry, Shelf, meter};
+use crate::hold::Hold;
 use crate::intake::Reader;
 use crate::intake::link::{self, Link};
 use crate::status::{self, Report, State};
 use crate::store::Store;
 use crate::topic::Topics;
-use crate::uplink::Uplink;
+use crate::uplink::{self, Books, Budgets, Uplink};
 
 /// How often a changed load is told.
 const STATUS_EVERY: Duration = Duration::from_secs(15);
@@ -56,10 +57,18 @@ impl App {
         let store = Arc::new(store);
         let models = config.models.clone();
         let registry = tokio::task::spawn_blocking(move || load(&models)).await?;
+        let (store_dir, window) = (config.store.clone(), config.uplink.hold_offline);
+        let budgets = budgets(&config);
+        let opened = tokio::task::spawn_blocking(move || {
+            let hold = Hold::open(&store_dir, window)?;
+            Ok::<_, std::io::Error>((hold, Books::open(&store_dir, budgets)?))
+        });
+        let (hold, books) = opened.await?.with_context(|| format!("store.dir {}", config.store.display()))?;
         let uplink = match uplink {
             Some(uplink) => uplink,
             None => Uplink::new(&config.uplink.providers)?,
         };
+        let uplink = uplink.with_books(books).with_hedge(config.uplink.hedge);
 
         #[cfg(feature = "broker")]
         let mut broker = None;
@@ -102,7 +111,11 @@ impl App {
             routing: config.routing.clone(),
             store,
             outbox: Arc::clone(&link.outbox),
+            hold: Arc::new(hold),
+            // The other half of the room stays for jobs that can be answered now.
+            patient: Semaphore::new((config.jobs.queue / 2).max(1)),
         });
+        dispatch.resume_held();
 
         let (deliver, arrived) = Link::channel(config.jobs.queue);
         let (told, connection) = watch::channel(link::State::Away("not yet connected".to_owned()));
@@ -121,6 +134,7 @@ impl App {
             #[cfg(feature = "broker")]
             _broker: broker,
         };
+        app.tasks.push(tokio::spawn(Arc::clone(&app.dispatch).send_held()));
         app.tasks.push(tokio::spawn(keep_status(app.reporter(), connection)));
         Ok(app)
     }
@@ -186,6 +200,9 @@ impl App {
         for task in &self.tasks {
             task.abort();
         }
+        if tokio::time::timeout(GOODBYE, self.dispatch.uplink.recorded()).await.is_err() {
+            tracing::warn!("the last calls to providers are not recorded: they count in full after the next start");
+        }
     }
 }
 
@@ -240,6 +257,15 @@ async fn keep_status(reporter: Reporter, mut connection: watch::Receiver<link::S
             reporter.publish(&report);
             told = Some(report);
         }
+    }
+}
+
+/// The budgets of node and tasks.
+fn budgets(config: &Config) -> Budgets {
+    let task = config.routing.task.iter();
+    Budgets {
+        node: config.uplink.budget_usd_per_day.map(uplink::nano),
+        task: task.filter_map(|(task, rule)| Some((task.clone(), uplink::nano(rule.budget_usd_per_day?)))).collect(),
     }
 }
 
