@@ -341,9 +341,10 @@ impl Uplink {
         parts: &prompt::Parts,
         purse: &JobPurse,
     ) -> (Vec<UplinkError>, Option<Answer>) {
+        type Answering<'a> = Pin<Box<dyn Future<Output = Result<Answer, UplinkError>> + Send + 'a>>;
         let mut names = names.iter();
         let mut failed = Vec::new();
-        let mut running: Vec<Pin<Box<dyn Future<Output = Result<Answer, UplinkError>> + Send + '_>>> = Vec::new();
+        let mut running: Vec<Answering<'_>> = Vec::new();
         loop {
             if running.is_empty() {
                 let Some(name) = names.next() else { return (failed, None) };
