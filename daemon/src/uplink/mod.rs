@@ -192,6 +192,9 @@ impl std::fmt::Display for UplinkError {
 
 impl std::error::Error for UplinkError {}
 
+/// A provider that is being asked.
+type Running<'a> = Pin<Box<dyn Future<Output = Result<Answer, UplinkError>> + Send + 'a>>;
+
 /// The way up: configured providers and one HTTP client.
 pub struct Uplink {
     entries: Vec<Entry>,
@@ -342,7 +345,7 @@ impl Uplink {
     ) -> (Vec<UplinkError>, Option<Answer>) {
         let mut names = names.iter();
         let mut failed = Vec::new();
-        let mut running: Vec<Pin<Box<dyn Future<Output = Result<Answer, UplinkError>> + Send + '_>>> = Vec::new();
+        let mut running: Vec<Running<'_>> = Vec::new();
         loop {
             if running.is_empty() {
                 let Some(name) = names.next() else { return (failed, None) };
