@@ -185,13 +185,14 @@ async fn a_thousand_jobs_through_every_failure() {
         };
         *outcomes.entry(outcome).or_default() += 1;
     }
-    let stalled = stall.worst();
+    // Daemon, broker and client stand in a reply's way, and each may be kept waiting.
+    let stalled = stall.worst() * 3;
     let late = replies.values().filter(|(_, took)| *took > deadline + GRACE + stalled).count();
     let slowest = replies.values().map(|(_, took)| *took).max().unwrap_or_default();
     let requests = cloud.asked().len();
     let inside = replies.values().filter_map(|(reply, _)| reply["timing_ms"]["total"].as_f64()).fold(0.0, f64::max);
     println!(
-        "{JOBS} jobs, {requests} requests: {} replies, {duplicates} duplicates, {late} late, slowest {slowest:?} ({inside:.0} ms inside, this machine's own delay {stalled:?}); {outcomes:?}",
+        "{JOBS} jobs, {requests} requests: {} replies, {duplicates} duplicates, {late} late, slowest {slowest:?} ({inside:.0} ms inside, allowed for this machine's own delay {stalled:?}); {outcomes:?}",
         replies.len()
     );
     assert_eq!((replies.len(), duplicates, late), (JOBS, 0, 0), "slowest {slowest:?}");
