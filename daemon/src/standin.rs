@@ -591,6 +591,7 @@ async fn chat(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Bytes
     answer(&shared, wrap, openai::read_chat(&body)).await
 }
 
+/// Protocol Buffers' JSON, which takes each name in either spelling.
 mod gemini {
     use super::*;
 
@@ -598,6 +599,7 @@ mod gemini {
     #[serde(deny_unknown_fields, rename_all = "camelCase")]
     pub struct Request {
         pub contents: Vec<Content>,
+        #[serde(alias = "generation_config")]
         pub generation_config: Option<Config>,
     }
     #[derive(Deserialize)]
@@ -610,20 +612,31 @@ mod gemini {
     #[serde(deny_unknown_fields, rename_all = "camelCase")]
     pub struct Part {
         pub text: Option<String>,
+        #[serde(alias = "inline_data")]
         pub inline_data: Option<Blob>,
     }
     #[derive(Deserialize)]
     #[serde(deny_unknown_fields, rename_all = "camelCase")]
     pub struct Blob {
+        #[serde(alias = "mime_type")]
         pub mime_type: String,
         pub data: String,
+    }
+    impl Blob {
+        /// Either alphabet of base64 is taken; this is the usual one.
+        fn usual(&self) -> String {
+            self.data.replace('-', "+").replace('_', "/")
+        }
     }
     #[derive(Deserialize)]
     #[serde(deny_unknown_fields, rename_all = "camelCase")]
     #[expect(dead_code, reason = "read to be required")]
     pub struct Config {
+        #[serde(alias = "max_output_tokens")]
         pub max_output_tokens: Option<u64>,
+        #[serde(alias = "response_mime_type")]
         pub response_mime_type: Option<String>,
+        #[serde(alias = "response_json_schema")]
         pub response_json_schema: Option<Value>,
     }
 
@@ -636,9 +649,9 @@ mod gemini {
             match (&part.text, &part.inline_data) {
                 (Some(text), None) => asked.text += text,
                 (None, Some(blob)) if blob.mime_type.starts_with("audio/") => {
-                    asked.audio = Some(sound(&blob.mime_type, &blob.data)?);
+                    asked.audio = Some(sound(&blob.mime_type, &blob.usual())?);
                 }
-                (None, Some(blob)) => asked.image = Some(picture(&blob.mime_type, &blob.data)?),
+                (None, Some(blob)) => asked.image = Some(picture(&blob.mime_type, &blob.usual())?),
                 _ => return Err("parts: one of text and inlineData is needed".to_owned()),
             }
         }

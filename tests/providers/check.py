@@ -61,12 +61,11 @@ def check_openai_compatible(url, key, body):
 
 def check_gemini(url, key, body):
     assert set(body) == {"contents", "generationConfig"}, body
-    for content in body["contents"]:
-        types.Content.model_validate(content)
+    contents = [types.Content.model_validate(content) for content in body["contents"]]
     types.GenerationConfig.model_validate(body["generationConfig"])
     client = genai.Client(api_key=key, http_options=types.HttpOptions(base_url=url, api_version="v1beta"))
     config = types.GenerateContentConfig.model_validate(body["generationConfig"])
-    answer = client.models.generate_content(model="big", contents=body["contents"], config=config)
+    answer = client.models.generate_content(model="big", contents=contents, config=config)
     assert answer.candidates[0].finish_reason == types.FinishReason.STOP, answer
     assert answer.usage_metadata.prompt_token_count > 0, answer
     return "".join(part.text for part in answer.candidates[0].content.parts if not part.thought)
