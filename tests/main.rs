@@ -14,4 +14,6 @@ mod flow;
 mod models;
 mod overload;
 mod reconnect;
+mod reload;
 mod shutdown;
+mod units;

@@ -3,7 +3,8 @@
 //! Reading and admitting are done by one thread of its own; each admitted job is then a task that
 //! waits for workers and providers. The number of these tasks is the gate's, so it is bounded.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
@@ -21,6 +22,7 @@ use crate::reply::{Message, Outbox};
 use crate::route::{Device, Facts, Plan, Provider, Stop, route};
 use crate::store::Store;
 use crate::uplink::{Question, Shape, Uplink, UplinkError};
+use crate::vitals::{BEAT, Pulse};
 
 /// Tokens that a label and its confidence take, with room to spare.
 const ANSWER_TOKENS: u32 = 256;
@@ -32,13 +34,13 @@ pub struct Dispatch {
     /// Reads messages.
     pub reader: Reader,
     /// Admits jobs.
-    pub gate: Gate,
+    pub gate: Arc<Gate>,
     /// Models that are active.
-    pub registry: Registry,
+    pub registry: Arc<Registry>,
     /// Runs them.
-    pub pool: Pool,
+    pub pool: Arc<Pool>,
     /// Closed models.
-    pub uplink: Uplink,
+    pub uplink: Arc<Uplink>,
     /// Rules.
     pub routing: Routing,
     /// Replies given.
@@ -47,14 +49,54 @@ pub struct Dispatch {
     pub outbox: Arc<Outbox>,
 }
 
-impl Dispatch {
-    /// Reads and admits what arrives until the channel closes; for a thread of its own.
-    pub fn work(self: &Arc<Self>, mut arrived: mpsc::Receiver<Arrived>, runtime: &tokio::runtime::Handle) {
-        while let Some(arrived) = arrived.blocking_recv() {
-            self.take(arrived, runtime);
-        }
+/// The rules and models in force. A reload puts others in their place; jobs in hand go on under those
+/// that they came under.
+pub struct InForce(RwLock<Arc<Dispatch>>);
+
+impl InForce {
+    /// Begins with `dispatch`.
+    pub fn new(dispatch: Dispatch) -> Self {
+        InForce(RwLock::new(Arc::new(dispatch)))
     }
 
+    /// What is in force now.
+    pub fn get(&self) -> Arc<Dispatch> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// From the next job on `dispatch` is in force.
+    pub fn set(&self, dispatch: Dispatch) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(dispatch);
+    }
+
+    /// Reads and admits what arrives until the channel closes; for a thread of its own.
+    pub fn work(&self, mut arrived: mpsc::Receiver<Arrived>, runtime: &tokio::runtime::Handle) {
+        let pulse = Pulse::of("outpost-intake");
+        let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+        let mut next = || loop {
+            match arrived.poll_recv(&mut Context::from_waker(&waker)) {
+                Poll::Ready(next) => return next,
+                Poll::Pending => std::thread::park_timeout(BEAT),
+            }
+            pulse.beat();
+        };
+        while let Some(arrived) = next() {
+            pulse.beat();
+            self.get().take(arrived, runtime);
+        }
+    }
+}
+
+/// Wakes a thread that waits for a message. The runtime's own timers would not outlive the runtime.
+struct Unpark(std::thread::Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+impl Dispatch {
     fn take(self: &Arc<Self>, arrived: Arrived, runtime: &tokio::runtime::Handle) {
         let Arrived { delivery, receipt } = arrived;
         let bytes = delivery.payload.len();

@@ -39,12 +39,27 @@ impl Registry {
                 Err(refused) => registry.refused.push(refused),
             }
         }
-        // Of two versions of one model the newer is asked first.
-        registry.models.sort_by_cached_key(|model| {
+        registry.sort();
+        Ok(registry)
+    }
+
+    /// After a reload: what is refused now and was active `before` stays active as it was.
+    pub fn keep(&mut self, before: &Registry) {
+        for refused in &self.refused {
+            let was = before.models.iter().find(|model| model.package.dir == refused.dir);
+            if let Some(model) = was.filter(|was| !self.models.iter().any(|model| model.id() == was.id())) {
+                self.models.push(Arc::clone(model));
+            }
+        }
+        self.sort();
+    }
+
+    /// Of two versions of one model the newer is asked first.
+    fn sort(&mut self) {
+        self.models.sort_by_cached_key(|model| {
             let manifest = &model.package.manifest;
             (manifest.name.clone(), std::cmp::Reverse(version_key(&manifest.version)))
         });
-        Ok(registry)
     }
 
     /// Active models, by name.

@@ -11,6 +11,10 @@ use tokio::sync::oneshot;
 
 use super::model::{Model, States};
 use crate::job::{Code, Fault, Job, Output};
+use crate::vitals::{BEAT, Pulse};
+
+/// A run may take this many times what it was estimated to before its worker counts as stuck.
+const SLOWEST: u32 = 20;
 
 /// What a worker gives back.
 #[derive(Debug)]
@@ -88,7 +92,9 @@ impl Pool {
         let shared = Arc::new(Shared { queue: Mutex::default(), ready: Condvar::new(), busy: AtomicUsize::new(0) });
         let spawn = |i: usize| {
             let shared = Arc::clone(&shared);
-            std::thread::Builder::new().name(format!("outpost-run-{i}")).spawn(move || work(&shared))
+            let name = format!("outpost-run-{i}");
+            let pulse = Pulse::of(&name);
+            std::thread::Builder::new().name(name).spawn(move || work(&shared, &pulse))
         };
         let threads = (0..threads.max(1)).map(spawn).collect::<std::io::Result<_>>()?;
         Ok(Pool { shared, capacity, threads })
@@ -143,14 +149,15 @@ impl Drop for Pool {
     }
 }
 
-fn work(shared: &Shared) {
+fn work(shared: &Shared, pulse: &Pulse) {
     let mut states = States::new();
-    while let Some(ticket) = next(shared) {
-        let Ticket { entered, job, model, reply, .. } = ticket;
+    while let Some(ticket) = next(shared, pulse) {
+        let Ticket { entered, estimate, job, model, reply, .. } = ticket;
         // Its requester has gone: the deadline has passed.
         if reply.is_closed() {
             continue;
         }
+        pulse.busy(estimate.saturating_mul(SLOWEST));
         shared.busy.fetch_add(1, Ordering::Relaxed);
         let started = Instant::now();
         let top_k = job.wishes.top_k();
@@ -165,8 +172,8 @@ fn work(shared: &Shared) {
     }
 }
 
-/// The next job; none when the pool closes.
-fn next(shared: &Shared) -> Option<Ticket> {
+/// The next job; none when the pool closes. Beats while it waits.
+fn next(shared: &Shared, pulse: &Pulse) -> Option<Ticket> {
     let mut queue = shared.lock();
     loop {
         if let Some(ticket) = queue.waiting.pop() {
@@ -176,6 +183,7 @@ fn next(shared: &Shared) -> Option<Ticket> {
         if queue.closed {
             return None;
         }
-        queue = shared.ready.wait(queue).unwrap_or_else(std::sync::PoisonError::into_inner);
+        pulse.beat();
+        queue = shared.ready.wait_timeout(queue, BEAT).unwrap_or_else(std::sync::PoisonError::into_inner).0;
     }
 }
