@@ -8,6 +8,7 @@ mod common;
 mod bad_input;
 mod brokers;
 mod commands;
+mod conformance;
 mod duplicates;
 mod fallback;
 mod flow;

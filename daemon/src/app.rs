@@ -8,9 +8,9 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
 use crate::admit::Gate;
-use crate::config::{BrokerAt, Config};
+use crate::config::{self, BrokerAt, Config};
 use crate::dispatch::{Dispatch, InForce};
-use crate::engine::{Pool, Registry};
+use crate::engine::{Pool, Registry, Shelf, meter};
 use crate::intake::Reader;
 use crate::intake::link::{self, Link};
 use crate::status::{self, Report, State};
@@ -57,7 +57,7 @@ impl App {
             .with_context(|| format!("store.dir {}", config.store.display()))?;
         let store = Arc::new(store);
         systemd::status("loading models");
-        let models = config.models.dir.clone();
+        let models = config.models.clone();
         let registry = tokio::task::spawn_blocking(move || load(&models, None)).await?;
         let uplink = match uplink {
             Some(uplink) => uplink,
@@ -100,8 +100,8 @@ impl App {
                 max_bytes: config.jobs.max_bytes,
             },
             gate: Arc::new(Gate::new(config.jobs.queue, config.jobs.max_bytes, Arc::clone(&store))),
+            pool: Arc::new(Pool::start(config.models.threads, config.jobs.queue, &registry.shelf)?),
             registry,
-            pool: Arc::new(Pool::start(config.models.threads, config.jobs.queue)?),
             uplink,
             routing: config.routing.clone(),
             store,
@@ -180,8 +180,8 @@ impl App {
             tracing::warn!(settings = fixed.join(", "), "changed, and need a restart: they stay as they were");
         }
         let before = self.in_force.get();
-        let (dir, known) = (config.models.dir.clone(), Arc::clone(&before.registry));
-        let registry = tokio::task::spawn_blocking(move || load(&dir, Some(&known))).await;
+        let (models, known) = (config.models.clone(), Arc::clone(&before.registry));
+        let registry = tokio::task::spawn_blocking(move || load(&models, Some(&known))).await;
         let registry = registry.unwrap_or_else(|_| Arc::clone(&before.registry));
         let mut uplink = Arc::clone(&before.uplink);
         if config.uplink != self.config.uplink {
@@ -203,6 +203,7 @@ impl App {
             store: Arc::clone(&before.store),
             outbox: Arc::clone(&before.outbox),
         });
+        self.in_force.get().registry.let_go(&before.registry);
         self.config.routing = config.routing;
         self.config.models.dir = config.models.dir;
         self.config.jobs.reply_to = config.jobs.reply_to;
@@ -349,7 +350,7 @@ fn fixed(old: &Config, new: &Config) -> Vec<&'static str> {
     let rows = [
         ("node", old.node != new.node),
         ("broker", old.broker != new.broker),
-        ("models.memory_mib", old.models.memory_mib != new.models.memory_mib),
+        ("models.memory_mib", old.models.memory != new.models.memory),
         ("models.threads", old.models.threads != new.models.threads),
         ("jobs.queue", old.jobs.queue != new.jobs.queue),
         ("jobs.max_bytes", old.jobs.max_bytes != new.jobs.max_bytes),
@@ -361,25 +362,33 @@ fn fixed(old: &Config, new: &Config) -> Vec<&'static str> {
 
 /// Loads the models and logs what became of each package. At a reload, what was active `before` and is
 /// refused now stays.
-fn load(dir: &std::path::Path, before: Option<&Arc<Registry>>) -> Arc<Registry> {
-    let registry = match (Registry::load(dir), before) {
+fn load(models: &config::Models, before: Option<&Arc<Registry>>) -> Arc<Registry> {
+    let shelf = before.map_or_else(|| Shelf::new(models.memory, models.threads), |before| Arc::clone(&before.shelf));
+    let registry = match (Registry::load_within(&models.dir, Arc::clone(&shelf)), before) {
         (Ok(mut registry), Some(before)) => {
             registry.keep(before);
             registry
         }
         (Ok(registry), None) => registry,
         (Err(error), Some(before)) => {
-            tracing::error!("models.dir {}: {error}; the models stay as they were", dir.display());
+            tracing::error!("models.dir {}: {error}; the models stay as they were", models.dir.display());
             return Arc::clone(before);
         }
         (Err(error), None) => {
-            tracing::warn!("models.dir {}: {error}; no job is answered on this device", dir.display());
-            Registry::default()
+            tracing::warn!("models.dir {}: {error}; no job is answered on this device", models.dir.display());
+            Registry::empty(shelf)
         }
     };
     for model in registry.models() {
-        let manifest = &model.package.manifest;
-        tracing::info!(model = model.id(), task = manifest.task, variant = model.variant.precision.as_str(), "active");
+        tracing::info!(
+            model = model.id(),
+            task = model.package.manifest.task,
+            variant = model.variant_name(),
+            kernels = model.kernels,
+            mib = meter::mib(registry.shelf.need(model)),
+            us = model.measured_us(),
+            "active"
+        );
     }
     for refused in &registry.refused {
         tracing::error!("package refused: {refused}");

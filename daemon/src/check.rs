@@ -10,7 +10,7 @@ use rumqttc::v5::{AsyncClient, Event};
 use serde::Serialize;
 
 use crate::config::{BrokerAt, Config, DEFAULT_PATH};
-use crate::engine::Registry;
+use crate::engine::{Registry, Shelf, meter};
 use crate::intake::link;
 use crate::uplink::Uplink;
 
@@ -108,7 +108,8 @@ fn store(config: &Config) -> Finding {
 async fn models(config: &Config) -> Result<Vec<Finding>> {
     let dir = config.models.dir.clone();
     let shown = dir.display().to_string();
-    let registry = match tokio::task::spawn_blocking(move || Registry::load(&dir)).await? {
+    let shelf = Shelf::new(config.models.memory, config.models.threads);
+    let registry = match tokio::task::spawn_blocking(move || Registry::load_within(&dir, shelf)).await? {
         Ok(registry) => registry,
         Err(error) => {
             let todo = "put model packages there, or set models.dir";
@@ -123,7 +124,13 @@ async fn models(config: &Config) -> Result<Vec<Finding>> {
             finding(
                 "model",
                 Mark::Ok,
-                format!("{} answers {task} as {}", model.id(), model.variant.precision.as_str()),
+                format!(
+                    "{} answers {task} as {}, by {}, in {} MiB",
+                    model.id(),
+                    model.variant_name(),
+                    model.kernels,
+                    meter::mib(registry.shelf.need(model))
+                ),
                 None,
             )
         })

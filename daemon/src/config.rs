@@ -83,8 +83,8 @@ pub enum BrokerAt {
 pub struct Models {
     /// Folder of packages.
     pub dir: PathBuf,
-    /// Memory for loaded models, MiB.
-    pub memory_mib: u64,
+    /// Memory for all loaded models together, bytes.
+    pub memory: u64,
     /// Worker threads, at least 1.
     pub threads: usize,
 }
@@ -213,7 +213,7 @@ mod raw {
     #[serde(deny_unknown_fields, default)]
     pub struct Models {
         pub dir: Option<PathBuf>,
-        pub memory_mib: Option<u64>,
+        pub memory_mib: Option<f64>,
         pub threads: usize,
     }
     #[derive(Deserialize, Default)]
@@ -384,8 +384,9 @@ fn validate(file: raw::File) -> Result<Config, Vec<String>> {
             }
         }
     }
-    if file.models.memory_mib.is_some() {
-        notes.push("models.memory_mib is not enforced by this version: all active models stay loaded".to_owned());
+    let memory_mib = file.models.memory_mib.unwrap_or(256.0);
+    if !(memory_mib.is_finite() && memory_mib > 0.0) {
+        wrong.push(format!("models.memory_mib: {memory_mib} is not over 0"));
     }
     if file.uplink.budget_usd_per_day.is_some() {
         notes.push("uplink.budget_usd_per_day is not enforced by this version".to_owned());
@@ -412,7 +413,7 @@ fn validate(file: raw::File) -> Result<Config, Vec<String>> {
         },
         models: Models {
             dir: file.models.dir.unwrap_or_else(|| "/var/lib/outpost/models".into()),
-            memory_mib: file.models.memory_mib.unwrap_or(256),
+            memory: (memory_mib * f64::from(1 << 20)) as u64,
             threads: match file.models.threads {
                 0 => std::thread::available_parallelism().map_or(1, usize::from),
                 threads => threads,
@@ -485,6 +486,16 @@ mod tests {
         assert_eq!(config.jobs.queue, 1024);
         assert_eq!(config.jobs.max_bytes, 4_194_304);
         assert_eq!(config.routing.privacy, Privacy::Cloud);
+        assert_eq!(config.models.memory, 256 << 20);
+    }
+
+    #[test]
+    fn memory_is_in_mib_and_may_be_a_part_of_one() {
+        for (text, bytes) in [("64", 64 << 20), ("0.5", 1 << 19), ("1.25", 5 << 18)] {
+            let config = parse(&format!("[models]\nmemory_mib = {text}")).expect("valid");
+            assert_eq!(config.models.memory, bytes, "{text}");
+            assert_eq!(config.notes, Vec::<String>::new());
+        }
     }
 
     #[test]
@@ -494,6 +505,8 @@ mod tests {
             ("[nod]\nname = \"x\"", "nod: unknown key; did you mean `node`?"),
             ("[jobs]\nqueue = \"many\"", "jobs.queue: invalid type"),
             ("[jobs]\nqueue = 0", "jobs.queue: 0 is not within"),
+            ("[models]\nmemory_mib = 0", "models.memory_mib: 0 is not over 0"),
+            ("[models]\nmemory_mib = nan", "models.memory_mib: NaN is not over 0"),
             ("[node]\nname = \"Press 7\"", "`Press 7` is not a name"),
             ("[broker]\nurl = \"http://x\"", "broker.url: `http://`"),
             ("[uplink]\norder = [\"claude\"]", "no [uplink.provider.claude]"),

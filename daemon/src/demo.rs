@@ -139,8 +139,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
         bail!("no model in {} is active", models.display());
     }
     if !args.json {
-        let names: Vec<String> =
-            active.iter().map(|m| format!("{} ({})", m.id(), m.variant.precision.as_str())).collect();
+        let names: Vec<String> = active.iter().map(|m| format!("{} ({})", m.id(), m.variant_name())).collect();
         println!(
             "node `{NODE}` at {url}, embedded broker\nmodels on the device: {}\nabove the device: {provider}\n",
             names.join(", ")

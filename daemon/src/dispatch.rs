@@ -11,8 +11,8 @@ use tokio::sync::mpsc;
 
 use crate::admit::{Admitted, Gate, Verdict};
 use crate::config::{Prefer, Routing};
-use crate::engine::package::OutputKind;
-use crate::engine::{Model, Pool, Registry};
+use crate::engine::package::{OutputKind, Package};
+use crate::engine::{Model, Pool, Registry, meter};
 use crate::intake::link::Arrived;
 use crate::intake::{Incoming, Reader};
 use crate::job::{
@@ -148,8 +148,13 @@ impl Dispatch {
 
     /// The reply to a job: tried where the plan says, until something answers for certain.
     pub async fn answer(&self, job: &Arc<Job>) -> Reply {
-        let model = self.registry.find(&job.task, job.wishes.model.as_deref());
-        let question = self.question(job, model);
+        let wanted = job.wishes.model.as_deref();
+        let model = self.registry.find(&job.task, wanted);
+        let package = match model {
+            Some(model) => Some(&model.package),
+            None => self.registry.find_too_large(&job.task, wanted).map(|(package, _)| package),
+        };
+        let question = self.question(job, package);
         let plan = route(&self.facts(job, model, question.as_ref()));
         let mut tried =
             Tried { stations: Vec::new(), timing: Timing::default(), cost_usd: 0.0, fault: None, uncertain: None };
@@ -249,7 +254,7 @@ impl Dispatch {
                 return if fault.code == Code::BadRequest { Err(fault) } else { Ok(None) };
             }
         };
-        let by = By::Device { model: model.id(), variant: model.variant.precision.as_str().to_owned() };
+        let by = By::Device { model: model.id(), variant: model.variant_name().to_owned() };
         let wanted = job.wishes.min_confidence.unwrap_or(model.package.manifest.confidence.threshold);
         match output.confidence() {
             Some(found) if found < wanted => {
@@ -310,8 +315,12 @@ impl Dispatch {
 
     fn device(&self, job: &Job, model: Option<&Arc<Model>>, prefer: Prefer) -> Device {
         let Some(model) = model else {
-            let task = &job.task;
-            return match job.wishes.model.as_deref() {
+            let (task, wanted) = (&job.task, job.wishes.model.as_deref());
+            if let Some((package, figures)) = self.registry.find_too_large(task, wanted) {
+                let fault = Fault::new(Code::AboveCapability, format!("{}: {figures}", package.id()));
+                return Device::Above(fault.field("models.memory_mib").limit(meter::mib(figures.limit)));
+            }
+            return match wanted {
                 Some(wanted) => Device::Wrong(
                     Fault::new(Code::UnknownModel, format!("no active model `{wanted}` serves {task}"))
                         .field("model")
@@ -340,8 +349,7 @@ impl Dispatch {
     }
 
     /// What a closed model would be asked, or why it cannot be.
-    fn question<'a>(&self, job: &'a Job, model: Option<&'a Arc<Model>>) -> Result<Question<'a>, String> {
-        let package = model.map(|model| &model.package);
+    fn question<'a>(&self, job: &'a Job, package: Option<&'a Package>) -> Result<Question<'a>, String> {
         let own = match package {
             Some(package) => match &package.manifest.uplink {
                 Some(uplink) => Some(uplink.instruction.as_str()),

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::dispatch::Dispatch;
-use crate::engine;
+use crate::engine::{self, meter::mib};
 use crate::reply::Message;
 
 /// State of a node.
@@ -37,6 +37,10 @@ pub struct Report {
     pub refused: Vec<String>,
     /// SIMD features in use.
     pub simd: Vec<&'static str>,
+    /// Instruction set of the integer kernels.
+    pub kernels: &'static str,
+    /// Memory of the loaded models.
+    pub memory: Memory,
     /// Jobs in hand.
     pub load: Load,
     /// Closed models.
@@ -48,8 +52,25 @@ pub struct Report {
 #[expect(missing_docs, reason = "the names say it")]
 pub struct ModelReport {
     pub model: String,
-    pub variant: &'static str,
+    pub variant: String,
     pub task: String,
+    /// What runs it: an instruction set of ours, `tract`, or both.
+    pub kernels: String,
+    /// Whether it is in memory; if not, its next job loads it.
+    pub loaded: bool,
+    /// What it takes while it is loaded.
+    pub memory_mib: f64,
+    /// Shortest inference on prepared input when it was activated, microseconds.
+    pub us: Option<f64>,
+}
+
+/// Memory of the loaded models.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Memory {
+    /// Taken now, MiB.
+    pub used_mib: f64,
+    /// `models.memory_mib`.
+    pub limit_mib: f64,
 }
 
 /// Jobs in hand.
@@ -78,10 +99,15 @@ pub struct ProviderReport {
 impl Report {
     /// The report of a node in `state`.
     pub fn new(state: State, name: &str, groups: &[String], dispatch: &Dispatch) -> Self {
+        let shelf = &dispatch.registry.shelf;
         let model = |model: &std::sync::Arc<engine::Model>| ModelReport {
             model: model.id(),
-            variant: model.variant.precision.as_str(),
+            variant: model.variant_name().to_owned(),
             task: model.package.manifest.task.clone(),
+            kernels: model.kernels.clone(),
+            loaded: model.loaded().is_some(),
+            memory_mib: mib(shelf.need(model)),
+            us: model.measured_us(),
         };
         let provider = |provider: &str| {
             let usable = dispatch.uplink.usable(provider);
@@ -97,6 +123,8 @@ impl Report {
             models: dispatch.registry.models().iter().map(model).collect(),
             refused: dispatch.registry.refused.iter().map(ToString::to_string).collect(),
             simd: engine::simd(),
+            kernels: engine::kernels(),
+            memory: Memory { used_mib: mib(shelf.used()), limit_mib: mib(shelf.limit()) },
             load: Load { jobs: dispatch.gate.jobs(), waiting, running },
             uplink: dispatch.uplink.names().map(provider).collect(),
         }

@@ -1,49 +1,96 @@
-//! One model in a process of its own, for `tests/bench/peers`: `peer outpost|tract FILE` says how long the load
-//! took, then for each number of runs on standard input how many microseconds each took.
+//! One model in a process of its own, for `tests/bench/peers` and `tests/bench/agree`.
+//!
+//! - `peer outpost|tract FILE INPUT` says how long it took from the file to the first answer and what memory that
+//!   took, then for each number of runs on standard input how many microseconds each took.
+//! - `peer answer FILE INPUTS OUTPUTS` writes ours' first output for each input.
+//!
+//! Inputs and outputs are files of little-endian elements, one after the other.
 
 use std::io::{BufRead, Write};
 use std::path::Path;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use outpost::engine::quant;
 use tract_onnx::prelude::*;
 use tract_onnx::tract_hir::infer::Factoid;
 use tract_onnx::tract_hir::internal::DimLike;
 
 fn main() -> Result<()> {
-    let mut arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
-    let (Some(mode), Some(file)) = (arguments.next(), arguments.next()) else {
-        println!("peer: run by tests/bench/peers");
-        return Ok(());
-    };
-    let started = Instant::now();
-    let fix = |model: &mut InferenceModel| -> Result<(DatumType, Vec<usize>)> {
-        let fact = model.input_fact(0)?.clone();
-        let datum = fact.datum_type.concretize().context("a type")?;
-        let rank = fact.shape.rank().concretize().context("a rank")?;
-        let dim = |at: usize| fact.shape.dim(at).and_then(|dim| dim.concretize()).and_then(|dim| dim.to_usize().ok());
-        let shape: Vec<usize> = (0..rank as usize).map(|at| dim(at).unwrap_or(1)).collect();
-        model.set_input_fact(0, InferenceFact::dt_shape(datum, &shape))?;
-        for at in 0..model.output_outlets()?.len() {
-            model.set_output_fact(at, InferenceFact::default())?;
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    match &arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["answer", file, inputs, outputs] => answer(file, inputs, outputs),
+        [mode, file, input] => time(mode, file, input),
+        _ => {
+            println!("peer: run by tests/bench/peers and tests/bench/agree");
+            Ok(())
         }
-        Ok((datum, shape))
-    };
-    let (model, (datum, shape)) = match mode.as_str() {
-        "outpost" => quant::load(Path::new(&file), fix)?,
+    }
+}
+
+/// The model, with the type and shape of its input.
+fn load(mode: &str, file: &str) -> Result<(TypedModel, DatumType, Vec<usize>)> {
+    let (model, (datum, shape)) = match mode {
+        "outpost" => quant::load(Path::new(file), fix)?,
         "tract" => {
-            let mut model = tract_onnx::onnx().model_for_path(&file)?;
+            let mut model = tract_onnx::onnx().model_for_path(file)?;
             let known = fix(&mut model)?;
             (model.into_optimized()?, known)
         }
         other => bail!("{other} is neither outpost nor tract"),
     };
+    Ok((model, datum, shape))
+}
+
+/// Fixes every dimension of the input: what is open is 1.
+fn fix(model: &mut InferenceModel) -> Result<(DatumType, Vec<usize>)> {
+    let fact = model.input_fact(0)?.clone();
+    let datum = fact.datum_type.concretize().context("a type")?;
+    let rank = fact.shape.rank().concretize().context("a rank")?;
+    let dim = |at: usize| fact.shape.dim(at).and_then(|dim| dim.concretize()).and_then(|dim| dim.to_usize().ok());
+    let shape: Vec<usize> = (0..rank as usize).map(|at| dim(at).unwrap_or(1)).collect();
+    model.set_input_fact(0, InferenceFact::dt_shape(datum, &shape))?;
+    for at in 0..model.output_outlets()?.len() {
+        model.set_output_fact(at, InferenceFact::default())?;
+    }
+    Ok((datum, shape))
+}
+
+fn tensor(datum: DatumType, shape: &[usize], bytes: &[u8]) -> Result<Tensor> {
+    let size = shape.iter().product::<usize>() * datum.size_of();
+    ensure!(bytes.len() == size, "the model takes {size} bytes, not {}", bytes.len());
+    Ok(match datum {
+        DatumType::F32 => {
+            let data: Vec<f32> =
+                bytes.chunks_exact(4).map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]])).collect();
+            Tensor::from_shape(shape, &data)?
+        }
+        DatumType::I8 => Tensor::from_shape(shape, &bytes.iter().map(|byte| *byte as i8).collect::<Vec<_>>())?,
+        DatumType::U8 => Tensor::from_shape(shape, bytes)?,
+        other => bail!("an input of type {other:?}"),
+    })
+}
+
+/// Most memory that the process has held, in MiB.
+fn peak_mib() -> Result<f64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
+    Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? / 1024.0)
+}
+
+fn time(mode: &str, file: &str, input: &str) -> Result<()> {
+    let input = std::fs::read(input)?;
+    let before = peak_mib()?;
+    let started = Instant::now();
+    let (model, datum, shape) = load(mode, file)?;
     let mut state = model.into_runnable()?.spawn()?;
-    let input = Tensor::zero_dt(datum, &shape)?.into_tvalue();
+    let input = tensor(datum, &shape, &input)?.into_tvalue();
     state.run(tvec!(input.clone()))?;
+    let load_ms = started.elapsed().as_secs_f64() * 1e3;
+    let peak = peak_mib()?;
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{{\"load_ms\": {}}}", started.elapsed().as_secs_f64() * 1e3)?;
+    writeln!(out, "{{\"load_ms\": {load_ms}, \"peak_mib\": {peak}, \"added_mib\": {}}}", peak - before)?;
+    out.flush()?;
     for line in std::io::stdin().lock().lines() {
         let n: usize = line?.trim().parse()?;
         let mut times = Vec::with_capacity(n);
@@ -55,5 +102,20 @@ fn main() -> Result<()> {
         writeln!(out, "{times:?}")?;
         out.flush()?;
     }
+    Ok(())
+}
+
+fn answer(file: &str, inputs: &str, outputs: &str) -> Result<()> {
+    let (model, datum, shape) = load("outpost", file)?;
+    let mut state = model.into_runnable()?.spawn()?;
+    let size = shape.iter().product::<usize>() * datum.size_of();
+    let inputs = std::fs::read(inputs)?;
+    ensure!(inputs.len() % size == 0, "the model takes {size} bytes; the file has {}", inputs.len());
+    let mut out = std::io::BufWriter::new(std::fs::File::create(outputs)?);
+    for input in inputs.chunks_exact(size) {
+        let answers = state.run(tvec!(tensor(datum, &shape, input)?.into_tvalue()))?;
+        out.write_all(answers[0].as_bytes())?;
+    }
+    out.flush()?;
     Ok(())
 }

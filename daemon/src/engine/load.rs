@@ -10,7 +10,7 @@ use tract_onnx::tract_core::plan::SimpleState;
 use tract_onnx::tract_hir::infer::Factoid;
 
 use super::package::{Dim, Quantization};
-use super::quant;
+use super::{float, meter, quant};
 use crate::job::TensorOutput;
 use crate::task::Prepared;
 use crate::task::tensor::Elements;
@@ -52,6 +52,11 @@ impl Plan {
         short(self.datum)
     }
 
+    /// Names of the operators that it runs.
+    pub fn operators(&self) -> Vec<String> {
+        self.runnable.model().nodes().iter().map(|node| node.op.name().into_owned()).collect()
+    }
+
     /// What a thread needs to run it.
     ///
     /// # Errors
@@ -60,16 +65,56 @@ impl Plan {
         self.runnable.spawn()
     }
 
-    /// Runs the model once for each prepared vector; `quantize` is applied where its input is integer.
+    /// What runs it, with a `+` between: the instruction set of our integer kernels, `float-` and that of our float
+    /// kernels, and `tract` where it keeps matrix products or convolutions.
+    pub fn kernels(&self) -> String {
+        let nodes = self.runnable.model().nodes();
+        let integer = nodes.iter().find_map(|node| node.op_as::<quant::operator::Run>()).map(|run| run.kernels());
+        let real = nodes.iter().find_map(|node| node.op_as::<float::rewrite::Run>()).map(|run| run.kernels());
+        let heavy = |node: &TypedNode| {
+            let name = node.op().name().to_lowercase();
+            ["matmul", "conv", "einsum"].iter().any(|part| name.contains(part))
+        };
+        let mut found: Vec<String> = integer.map(str::to_owned).into_iter().collect();
+        found.extend(real.map(|name| format!("float-{name}")));
+        if found.is_empty() || nodes.iter().any(heavy) {
+            found.push("tract".to_owned());
+        }
+        found.join("+")
+    }
+
+    /// Bytes that a thread's state takes after a run, its scratch memory included.
     ///
     /// # Errors
-    /// A length that is not the shape's, or tract's own.
-    pub fn run(
-        &self,
-        state: &mut State,
-        prepared: &Prepared,
-        quantize: Option<Quantization>,
-    ) -> Result<Vec<Vec<TensorOutput>>> {
+    /// tract's own.
+    pub fn state_bytes(&self) -> Result<u64> {
+        let zeros = self.zeros()?;
+        // A thread of its own: nothing of an earlier run is lying about to be used again.
+        let measure = || {
+            let (state, bytes) = meter::left_by(|| -> Result<State> {
+                let mut state = self.state()?;
+                self.infer(&mut state, zeros.clone())?;
+                Ok(state)
+            });
+            drop(state?);
+            Ok(bytes)
+        };
+        std::thread::scope(|scope| scope.spawn(measure).join()).unwrap_or_else(|_| bail!("it panics on zeros"))
+    }
+
+    /// An input of zeros.
+    ///
+    /// # Errors
+    /// tract's own.
+    pub fn zeros(&self) -> Result<TValue> {
+        Ok(Tensor::zero_dt(self.datum, &self.shape)?.into_tvalue())
+    }
+
+    /// The model's input for each prepared vector; `quantize` is applied where it is integer.
+    ///
+    /// # Errors
+    /// A length that is not the shape's.
+    pub fn tensors(&self, prepared: &Prepared, quantize: Option<Quantization>) -> Result<Vec<TValue>> {
         let tensors = match prepared {
             Prepared::Real(rows) => {
                 rows.iter().map(|row| self.quantized(row, quantize)).collect::<Result<Vec<Tensor>>>()?
@@ -82,13 +127,29 @@ impl Plan {
                 Elements::I64(data) => Tensor::from_shape(&self.shape, data)?,
             }],
         };
-        tensors
-            .into_iter()
-            .map(|tensor| {
-                let outputs = state.run(tvec!(tensor.into_tvalue()))?;
-                outputs.iter().map(|value| read(value)).collect()
-            })
-            .collect()
+        Ok(tensors.into_iter().map(Tensor::into_tvalue).collect())
+    }
+
+    /// Runs the model once.
+    ///
+    /// # Errors
+    /// tract's own.
+    pub fn infer(&self, state: &mut State, input: TValue) -> Result<TVec<TValue>> {
+        state.run(tvec!(input))
+    }
+
+    /// Runs the model once for each prepared vector; `quantize` is applied where its input is integer.
+    ///
+    /// # Errors
+    /// A length that is not the shape's, or tract's own.
+    pub fn run(
+        &self,
+        state: &mut State,
+        prepared: &Prepared,
+        quantize: Option<Quantization>,
+    ) -> Result<Vec<Vec<TensorOutput>>> {
+        let inputs = self.tensors(prepared, quantize)?.into_iter();
+        inputs.map(|input| self.infer(state, input)?.iter().map(|value| read(value)).collect()).collect()
     }
 
     fn quantized(&self, row: &[f32], quantize: Option<Quantization>) -> Result<Tensor> {

@@ -1,15 +1,25 @@
 //! Models on the device: packages are loaded, proven on their golden cases, and run on own threads.
 
+pub mod float;
 pub mod load;
+pub mod measure;
+pub mod meter;
 pub mod model;
 pub mod package;
 pub mod quant;
 pub mod registry;
+pub mod shelf;
 pub mod worker;
 
 pub use model::Model;
 pub use registry::Registry;
+pub use shelf::Shelf;
 pub use worker::Pool;
+
+/// Instruction set of the integer kernels that this processor runs.
+pub fn kernels() -> &'static str {
+    quant::kernel::best().name
+}
 
 /// SIMD features of this processor that the kernels can use, by their names in `/proc/cpuinfo` style.
 pub fn simd() -> Vec<&'static str> {

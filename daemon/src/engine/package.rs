@@ -340,10 +340,7 @@ impl Package {
         let manifest: Manifest = strict(table).map_err(|mistake| format!("model.toml: {mistake}"))?;
         check(&manifest)?;
         for variant in &manifest.variant {
-            let found = hash(&inside(dir, &variant.file)?).map_err(|error| format!("{}: {error}", variant.file))?;
-            if !found.eq_ignore_ascii_case(&variant.sha256) {
-                return Err(format!("{}: its SHA-256 is {found}, not {}", variant.file, variant.sha256));
-            }
+            whole(dir, variant)?;
         }
         let labels = match &manifest.output.labels {
             None => Vec::new(),
@@ -377,6 +374,33 @@ impl Package {
         format!("{}@{}", self.manifest.name, self.manifest.version)
     }
 
+    /// Whether `wanted` means this package: its name, or `name@version`.
+    pub fn is(&self, wanted: &str) -> bool {
+        wanted == self.manifest.name || wanted == self.id()
+    }
+
+    /// Whether a variant's file still is what its hash says.
+    ///
+    /// # Errors
+    /// One sentence that names the file.
+    pub fn whole(&self, variant: &VariantSpec) -> Result<(), String> {
+        whole(&self.dir, variant)
+    }
+
+    /// A variant's name: its precision, or its file's where the package has two of that precision.
+    pub fn variant_name<'a>(&self, variant: &'a VariantSpec) -> &'a str {
+        let alike = self.manifest.variant.iter().filter(|other| other.precision == variant.precision);
+        match alike.count() {
+            0 | 1 => variant.precision.as_str(),
+            _ => variant.file.strip_suffix(".onnx").unwrap_or(&variant.file),
+        }
+    }
+
+    /// The variant of that name, file or, where only one has it, precision.
+    pub fn variant(&self, wanted: &str) -> Option<&VariantSpec> {
+        self.manifest.variant.iter().find(|variant| self.variant_name(variant) == wanted || variant.file == wanted)
+    }
+
     /// A file of the package, by its name in the manifest.
     pub fn path(&self, file: &str) -> PathBuf {
         self.dir.join(file)
@@ -387,6 +411,15 @@ impl Package {
 fn inside(dir: &Path, file: &str) -> Result<PathBuf, String> {
     let plain = Path::new(file).components().all(|part| matches!(part, std::path::Component::Normal(_)));
     if plain && !file.is_empty() { Ok(dir.join(file)) } else { Err(format!("{file}: not a file of the package")) }
+}
+
+fn whole(dir: &Path, variant: &VariantSpec) -> Result<(), String> {
+    let found = hash(&inside(dir, &variant.file)?).map_err(|error| format!("{}: {error}", variant.file))?;
+    if found.eq_ignore_ascii_case(&variant.sha256) {
+        Ok(())
+    } else {
+        Err(format!("{}: its SHA-256 is {found}, not {}", variant.file, variant.sha256))
+    }
 }
 
 fn hash(path: &Path) -> std::io::Result<String> {
@@ -408,6 +441,10 @@ fn check(m: &Manifest) -> Result<(), String> {
     }
     if m.variant.is_empty() {
         return wrong("variant: at least one is needed".into());
+    }
+    let files: Vec<&str> = m.variant.iter().map(|variant| variant.file.as_str()).collect();
+    if let Some(twice) = files.iter().enumerate().find(|(at, file)| files[..*at].contains(file)) {
+        return wrong(format!("variant: `{}` is named twice", twice.1));
     }
     let i = &m.input;
     if i.shape.is_empty() || i.shape.iter().any(|dim| matches!(dim, Dim::Fixed(0))) {

@@ -3,40 +3,67 @@
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
+use super::measure::{Effort, Figures, choose, measure};
 use super::model::{Model, States};
-use super::package::{Package, PackageError};
+use super::package::{Package, PackageError, VariantSpec};
+use super::shelf::{Shelf, TooLarge};
 
 /// Active models and the packages that were refused.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Registry {
     models: Vec<Arc<Model>>,
     /// Packages that are not active, with the reason.
     pub refused: Vec<PackageError>,
+    /// Those of them that are only too large for this device.
+    pub too_large: Vec<(Package, TooLarge)>,
+    /// Which models are in memory.
+    pub shelf: Arc<Shelf>,
 }
 
 impl Registry {
-    /// Loads every package in `dir`: each of its folders that holds a `model.toml`.
+    /// A registry of nothing.
+    pub fn empty(shelf: Arc<Shelf>) -> Self {
+        Registry { models: Vec::new(), refused: Vec::new(), too_large: Vec::new(), shelf }
+    }
+
+    /// Loads every package in `dir` and keeps all of them in memory; see [`Registry::load_within`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn load(dir: &Path) -> std::io::Result<Self> {
+        Self::load_within(dir, Shelf::unlimited())
+    }
+
+    /// Loads every package in `dir`: each of its folders that holds a `model.toml`; not those whose names start
+    /// with a dot. What fits on the `shelf` stays in memory.
     ///
     /// A package is active only if at least one variant passes its golden cases here; of those that
     /// do, the fastest runs. Slow: loads and runs every variant.
     ///
     /// # Errors
     /// The folder cannot be listed. A package that is refused is no error: see [`Registry::refused`].
-    pub fn load(dir: &Path) -> std::io::Result<Self> {
-        let mut folders: Vec<_> = fs::read_dir(dir)?.filter_map(|entry| Some(entry.ok()?.path())).collect();
-        folders.retain(|folder| folder.join("model.toml").is_file());
-        folders.sort();
-        let mut registry = Registry::default();
-        for folder in folders {
-            match Package::read(&folder).and_then(activate) {
-                Ok(model) if registry.models.iter().any(|known| known.id() == model.id()) => {
-                    let reason = format!("{} is there already", model.id());
+    pub fn load_within(dir: &Path, shelf: Arc<Shelf>) -> std::io::Result<Self> {
+        let mut registry = Registry::empty(shelf);
+        for folder in folders(dir)? {
+            let package = match Package::read(&folder) {
+                Ok(package) => package,
+                Err(refused) => {
+                    registry.refused.push(refused);
+                    continue;
+                }
+            };
+            if registry.models.iter().any(|known| known.id() == package.id()) {
+                let reason = format!("{} is there already", package.id());
+                registry.refused.push(PackageError { dir: folder, reason });
+                continue;
+            }
+            match activate(&package, &registry.shelf) {
+                Ok(model) => registry.models.push(model),
+                Err(Inactive { reason, too_large }) => {
+                    registry.too_large.extend(too_large.map(|figures| (package, figures)));
                     registry.refused.push(PackageError { dir: folder, reason });
                 }
-                Ok(model) => registry.models.push(Arc::new(model)),
-                Err(refused) => registry.refused.push(refused),
             }
         }
         registry.sort();
@@ -54,6 +81,12 @@ impl Registry {
         self.sort();
     }
 
+    /// After a reload: models of `before` that are not in it any more leave the shelf.
+    pub fn let_go(&self, before: &Registry) {
+        let gone = |was: &&Arc<Model>| !self.models.iter().any(|model| Arc::ptr_eq(model, was));
+        before.models.iter().filter(gone).for_each(|model| self.shelf.remove(model));
+    }
+
     /// Of two versions of one model the newer is asked first.
     fn sort(&mut self) {
         self.models.sort_by_cached_key(|model| {
@@ -69,10 +102,12 @@ impl Registry {
 
     /// The model that serves `task`: the one asked for by `name` or `name@version`, else the first.
     pub fn find(&self, task: &str, wanted: Option<&str>) -> Option<&Arc<Model>> {
-        self.models.iter().filter(|model| model.package.manifest.task == task).find(|model| match wanted {
-            None => true,
-            Some(wanted) => wanted == model.package.manifest.name || wanted == model.id(),
-        })
+        self.models.iter().find(|model| serves(&model.package, task, wanted))
+    }
+
+    /// The package that would serve `task` if it were not too large for this device.
+    pub fn find_too_large(&self, task: &str, wanted: Option<&str>) -> Option<&(Package, TooLarge)> {
+        self.too_large.iter().find(|(package, _)| serves(package, task, wanted))
     }
 
     /// Tasks that are served.
@@ -85,39 +120,101 @@ impl Registry {
 }
 
 /// Numbers compare as numbers: 1.10 is newer than 1.9.
-fn version_key(version: &str) -> Vec<(u64, String)> {
+pub fn version_key(version: &str) -> Vec<(u64, String)> {
     version.split(['.', '-', '+']).map(|part| (part.parse().unwrap_or(0), part.to_owned())).collect()
 }
 
-/// Loads and proves each variant; the fastest of those that pass.
-fn activate(package: Package) -> Result<Model, PackageError> {
-    let mut best: Option<(Duration, Model)> = None;
-    let mut reasons = Vec::new();
-    for variant in &package.manifest.variant {
-        let proven = Model::load(package.clone(), variant).and_then(|model| {
-            let mut states = States::new();
-            model.prove(&mut states)?;
-            Ok((measure(&model, &mut states), model))
-        });
-        match proven {
-            Ok((took, model)) if best.as_ref().is_none_or(|(least, _)| took < *least) => best = Some((took, model)),
-            Ok(_) => {}
-            Err(reason) => {
-                tracing::warn!(model = package.id(), "variant not used: {reason}");
-                reasons.push(reason);
-            }
-        }
-    }
-    best.map(|(_, model)| model).ok_or_else(|| PackageError { dir: package.dir.clone(), reason: reasons.join("; ") })
+fn serves(package: &Package, task: &str, wanted: Option<&str>) -> bool {
+    package.manifest.task == task && wanted.is_none_or(|wanted| package.is(wanted))
 }
 
-/// The shortest of a few rounds over the golden cases; a package without any is not measured.
-fn measure(model: &Model, states: &mut States) -> Duration {
-    let round = || {
-        let started = Instant::now();
-        model.prove(states).map(|()| started.elapsed())
+/// The folders of packages in `dir`, in order.
+///
+/// # Errors
+/// It cannot be listed.
+pub fn folders(dir: &Path) -> std::io::Result<Vec<std::path::PathBuf>> {
+    let mut folders: Vec<_> = fs::read_dir(dir)?.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    let hidden = |folder: &Path| folder.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+    folders.retain(|folder| !hidden(folder) && folder.join("model.toml").is_file());
+    folders.sort();
+    Ok(folders)
+}
+
+/// What became of a variant.
+#[derive(Debug)]
+pub struct Tried {
+    /// It, where it could be loaded.
+    pub model: Option<Arc<Model>>,
+    /// How fast it is, where it runs.
+    pub figures: Option<Figures>,
+    /// Why it is not fit to be used: it cannot be loaded or run, or a golden case fails.
+    pub fit: Result<(), String>,
+    /// It is not fit because it is too large for the shelf.
+    pub too_large: Option<TooLarge>,
+}
+
+/// Loads, proves and measures each variant of a package, in the manifest's order; which of them is to be used.
+pub fn attempt(package: &Package, shelf: &Shelf, effort: Effort) -> (Vec<Tried>, Option<usize>) {
+    let mut states = States::new();
+    let mut load = |variant: &VariantSpec| {
+        let mut tried = Tried { model: None, figures: None, fit: Ok(()), too_large: None };
+        match Model::load(package.clone(), variant).map(Arc::new) {
+            Err(why) => tried.fit = Err(why),
+            Ok(model) => {
+                match shelf.adopt(&model, &mut states) {
+                    Ok(()) => tried.fit = model.prove(&mut states),
+                    Err(figures) => {
+                        tried.fit = Err(format!("{}: {figures}", variant.file));
+                        tried.too_large = Some(figures);
+                        model.put_away();
+                    }
+                }
+                tried.model = Some(model);
+            }
+        }
+        tried
     };
-    std::iter::repeat_with(round).take(5).flatten().min().unwrap_or_default()
+    let mut all: Vec<Tried> = package.manifest.variant.iter().map(&mut load).collect();
+    let mut runs: Vec<&mut Tried> = all.iter_mut().filter(|tried| tried.too_large.is_none()).collect();
+    runs.retain(|tried| tried.model.is_some());
+    let models: Vec<Arc<Model>> = runs.iter().filter_map(|tried| tried.model.clone()).collect();
+    for (tried, measured) in runs.iter_mut().zip(measure(&models, shelf, &mut states, effort)) {
+        match measured {
+            Ok(figures) => tried.figures = Some(figures),
+            Err(why) if tried.fit.is_ok() => tried.fit = Err(why),
+            Err(_) => {}
+        }
+    }
+    let chosen = choose(&all.iter().map(|tried| tried.figures.filter(|_| tried.fit.is_ok())).collect::<Vec<_>>());
+    (all, chosen)
+}
+
+struct Inactive {
+    reason: String,
+    too_large: Option<TooLarge>,
+}
+
+/// The variant to be used; the others leave the shelf.
+fn activate(package: &Package, shelf: &Shelf) -> Result<Arc<Model>, Inactive> {
+    let (tried, chosen) = attempt(package, shelf, Effort::CHOICE);
+    let mut best = None;
+    let mut reasons = Vec::new();
+    for (at, (tried, variant)) in tried.iter().zip(&package.manifest.variant).enumerate() {
+        if let Err(why) = &tried.fit {
+            tracing::warn!(model = package.id(), variant = package.variant_name(variant), "not used: {why}");
+            reasons.push(why.as_str());
+        }
+        match (&tried.model, tried.figures) {
+            (Some(model), Some(figures)) if chosen == Some(at) => {
+                model.note_us(figures.us_min);
+                best = Some(Arc::clone(model));
+            }
+            (Some(model), _) => shelf.remove(model),
+            (None, _) => {}
+        }
+    }
+    let too_large = || tried.iter().filter_map(|tried| tried.too_large).min_by_key(TooLarge::need);
+    best.ok_or_else(|| Inactive { reason: reasons.join("; "), too_large: too_large() })
 }
 
 #[cfg(test)]

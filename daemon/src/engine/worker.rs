@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::model::{Model, States};
+use super::shelf::Shelf;
 use crate::job::{Code, Fault, Job, Output};
 use crate::vitals::{BEAT, Pulse};
 
@@ -84,18 +85,25 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// Starts `threads` workers behind a queue of `capacity` jobs.
+    /// Starts `threads` workers behind a queue of `capacity` jobs; models come from the `shelf`.
     ///
     /// # Errors
     /// The system gives no more threads.
-    pub fn start(threads: usize, capacity: usize) -> std::io::Result<Self> {
+    pub fn start(threads: usize, capacity: usize, shelf: &Arc<Shelf>) -> std::io::Result<Self> {
         let shared = Arc::new(Shared { queue: Mutex::default(), ready: Condvar::new(), busy: AtomicUsize::new(0) });
         let spawn = |i: usize| {
-            let shared = Arc::clone(&shared);
+            let (shared, shelf) = (Arc::clone(&shared), Arc::clone(shelf));
             let name = format!("outpost-run-{i}");
             let pulse = Pulse::of(&name);
-            std::thread::Builder::new().name(name).spawn(move || work(&shared, &pulse))
+            std::thread::Builder::new().name(name).spawn(move || work(&shared, &shelf, &pulse))
         };
+        let idle = Arc::downgrade(&shared);
+        shelf.on_retired(move || {
+            let Some(shared) = idle.upgrade() else { return };
+            // Whoever looked before this lock sleeps by now, and wakes; whoever looks after it sees the change.
+            drop(shared.lock());
+            shared.ready.notify_all();
+        });
         let threads = (0..threads.max(1)).map(spawn).collect::<std::io::Result<_>>()?;
         Ok(Pool { shared, capacity, threads })
     }
@@ -149,9 +157,9 @@ impl Drop for Pool {
     }
 }
 
-fn work(shared: &Shared, pulse: &Pulse) {
+fn work(shared: &Shared, shelf: &Shelf, pulse: &Pulse) {
     let mut states = States::new();
-    while let Some(ticket) = next(shared, pulse) {
+    while let Some(ticket) = next(shared, &mut states, pulse) {
         let Ticket { entered, estimate, job, model, reply, .. } = ticket;
         // Its requester has gone: the deadline has passed.
         if reply.is_closed() {
@@ -161,21 +169,30 @@ fn work(shared: &Shared, pulse: &Pulse) {
         shared.busy.fetch_add(1, Ordering::Relaxed);
         let started = Instant::now();
         let top_k = job.wishes.top_k();
-        let result =
-            catch_unwind(AssertUnwindSafe(|| model.answer(&mut states, &job.input, top_k))).unwrap_or_else(|_| {
-                // What a panic left behind is not to be trusted.
-                states.clear();
-                Err(Fault::new(Code::Internal, format!("model {} failed on this input", model.id())))
-            });
+        let answer = || {
+            let loaded = shelf.take(&model, &mut states)?;
+            model.answer_with(&loaded, &mut states, &job.input, top_k)
+        };
+        let result = catch_unwind(AssertUnwindSafe(answer)).unwrap_or_else(|_| {
+            // What a panic left behind is not to be trusted.
+            states.clear();
+            Err(Fault::new(Code::Internal, format!("model {} failed on this input", model.id())))
+        });
         shared.busy.fetch_sub(1, Ordering::Relaxed);
         let _ = reply.send(Done { result, queued: started - entered, took: started.elapsed() });
     }
 }
 
-/// The next job; none when the pool closes. Beats while it waits.
-fn next(shared: &Shared, pulse: &Pulse) -> Option<Ticket> {
+/// The next job; none when the pool closes. Meanwhile it beats, and states of models that have gone are dropped.
+fn next(shared: &Shared, states: &mut States, pulse: &Pulse) -> Option<Ticket> {
     let mut queue = shared.lock();
     loop {
+        if states.any_retired() {
+            drop(queue);
+            states.drop_retired();
+            queue = shared.lock();
+            continue;
+        }
         if let Some(ticket) = queue.waiting.pop() {
             queue.work = queue.work.saturating_sub(ticket.estimate);
             return Some(ticket);

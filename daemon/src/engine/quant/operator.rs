@@ -36,7 +36,13 @@ pub fn parse(context: &ParsingContext, node: &NodeProto) -> TractResult<(Box<dyn
         .iter()
         .map(|tensor| Ok((tensor.name.clone(), Arc::new(context.load_tensor(tensor)?))))
         .collect::<TractResult<_>>()?;
-    let body = Body { nodes: graph.node.clone(), constants, inputs: node.input.clone(), outputs: node.output.clone() };
+    let body = Body {
+        nodes: graph.node.clone(),
+        constants,
+        opset: context.onnx_operator_set_version,
+        inputs: node.input.clone(),
+        outputs: node.output.clone(),
+    };
     Ok((expand(Quantized { body: Arc::new(body), lowered: Arc::default() }), vec![]))
 }
 

@@ -1,9 +1,10 @@
 //! A compiled piece of a graph: steps over buffers of bytes and floats, with every size known.
 #![allow(unsafe_code, reason = "kernels are called by pointer; sizes are fixed when a program is built")]
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::kernel::{Block, Columns, Kernels, LANES, Product, Requant, SLACK, Scales, Sums, Target};
+use super::plain::range;
 
 /// A buffer, by its number: of bytes or of floats, as the step that uses it says.
 pub type Slot = usize;
@@ -80,7 +81,7 @@ impl Window {
 }
 
 /// A convolution or a product with a constant matrix: every row of the source by every channel.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Layer {
     /// Where from, channels last.
     pub source: Slot,
@@ -101,7 +102,9 @@ pub struct Layer {
     /// See [`Product::quads`].
     pub quads: usize,
     /// For each group and block of channels, one [`Block`] for each quad of each segment.
-    pub weights: Vec<Block>,
+    pub weights: Arc<[Block]>,
+    /// Whether no weight is -128.
+    pub small: bool,
     /// For each group and block.
     pub bias: Vec<Sums>,
     /// For each group and block.
@@ -127,7 +130,7 @@ impl Layer {
 }
 
 /// A convolution of each channel by itself.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Depthwise {
     #[expect(missing_docs, reason = "as in Layer")]
     pub source: Slot,
@@ -144,7 +147,9 @@ pub struct Depthwise {
     /// See [`Columns::shift`].
     pub shift: usize,
     /// For each block of channels, one for each four taps.
-    pub weights: Vec<Block>,
+    pub weights: Arc<[Block]>,
+    /// Whether no weight is -128.
+    pub small: bool,
     #[expect(missing_docs, reason = "as in Layer")]
     pub bias: Vec<Sums>,
     #[expect(missing_docs, reason = "as in Layer")]
@@ -168,8 +173,37 @@ impl Depthwise {
     }
 }
 
+/// A product of two matrices of which neither is constant, for each pair of a batch.
+#[derive(Debug, Clone)]
+pub struct Matrix {
+    /// Rows beside each other.
+    pub a: Slot,
+    /// By `strides`.
+    pub b: Slot,
+    /// Rows beside each other, product after product.
+    pub result: Slot,
+    /// Where both matrices of each product start.
+    pub starts: Vec<[usize; 2]>,
+    /// Rows of `a`.
+    pub rows: usize,
+    /// Columns of `a`, rows of `b`.
+    pub depth: usize,
+    /// Columns of `b`.
+    pub columns: usize,
+    /// From one row of `b` to the next, and from one column to the next.
+    pub strides: [usize; 2],
+    /// Zero points, as stored.
+    pub zeros: [i32; 2],
+    /// Where scale and zero point of either are at run time, if they are not known.
+    pub dynamic: [Option<Slot>; 2],
+    /// Of the sums.
+    pub scale: f32,
+    /// Bytes or floats.
+    pub finish: Finish,
+}
+
 /// One pass over the data.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 #[expect(missing_docs, reason = "the fields are sources, a result and the numbers of the kernel named")]
 pub enum Step {
     /// Floats to bytes.
@@ -234,14 +268,16 @@ pub enum Step {
         result: Slot,
         window: Window,
     },
-    /// `clamp(round((Σ x - n · zero) scale / n))`; `all`: padding counts in n.
+    /// Means of what the bytes stand for, from one scale to another; `all`: padding counts.
     MeanPool {
         source: Slot,
         result: Slot,
         window: Window,
         zero: i32,
-        scale: f32,
+        scales: [f32; 2],
         all: bool,
+        /// Sums are of floats, which decides what a half is rounded to.
+        floats: bool,
         to: Requant,
     },
     /// `rows` runs of `length` bytes, put at `offset` of rows `stride` apart.
@@ -252,12 +288,56 @@ pub enum Step {
         stride: usize,
         offset: usize,
     },
+    /// Bytes by their places; `u32::MAX`: `fill`.
+    Pick {
+        source: Slot,
+        result: Slot,
+        index: Vec<u32>,
+        fill: u8,
+    },
+    /// Floats to bytes by their own range; `numbers` are the scale and the zero point as stored.
+    Range {
+        source: Slot,
+        result: Slot,
+        numbers: Slot,
+    },
+    /// A layer whose source has the scale and the zero point in `numbers`; its bias are the sums of its weights.
+    Scaled {
+        numbers: Slot,
+        layer: Box<Step>,
+    },
+    Matrix(Box<Matrix>),
+    /// `steps` for each image of a batch: from `part`, of `n` bytes, to `made`, of `m` bytes or floats.
+    Images {
+        images: usize,
+        source: Slot,
+        part: Slot,
+        n: usize,
+        steps: Vec<Step>,
+        made: Slot,
+        result: Slot,
+        m: usize,
+        floats: bool,
+    },
     /// Softmax over runs of `length` floats.
     Softmax {
         source: Slot,
         result: Slot,
         length: usize,
     },
+}
+
+impl Step {
+    /// What the kernels rely on.
+    fn check(&self) {
+        match self {
+            Step::Layer(layer) => layer.check(),
+            Step::Depthwise(layer) => layer.check(),
+            Step::Scaled { layer, .. } => layer.check(),
+            Step::Images { steps, .. } => steps.iter().for_each(Step::check),
+            _ => {}
+        }
+    }
 }
 
 /// Steps with their buffers.
@@ -289,13 +369,7 @@ pub struct Memory {
 impl Program {
     /// Puts a program together.
     pub fn new(steps: Vec<Step>, bytes: Vec<usize>, floats: Vec<usize>, kernels: &'static Kernels) -> Self {
-        for step in &steps {
-            match step {
-                Step::Layer(layer) => layer.check(),
-                Step::Depthwise(layer) => layer.check(),
-                _ => {}
-            }
-        }
+        steps.iter().for_each(Step::check);
         Program { steps, bytes, floats, kernels, spare: Mutex::default() }
     }
 
@@ -384,22 +458,34 @@ impl Program {
                 });
                 bytes[*result] = out;
             }
-            Step::MeanPool { source, result, window, zero, scale, all, to } => {
+            Step::MeanPool { source, result, window, zero, scales: [from, by], all, floats, to } => {
                 let mut out = std::mem::take(&mut bytes[*result]);
                 let taps = window.kernel[0] * window.kernel[1];
-                let mut sums = vec![0_i32; window.source[2]];
-                pool(window, |at, channels, from| {
-                    sums.fill(0);
+                let count = |n: usize| if *all { taps } else { n.max(1) } as f32;
+                let (mut sums, mut sizes) = (vec![0_i32; window.source[2]], vec![0.0_f32; window.source[2]]);
+                pool(window, |at, channels, taps| {
                     let mut n = 0;
-                    for at in from {
+                    sums.fill(0);
+                    sizes.fill(0.0);
+                    for at in taps {
                         let x = &bytes[*source][at * channels..][..channels];
-                        sums.iter_mut().zip(x).for_each(|(sum, x)| *sum += value(*x) - zero);
+                        if *floats {
+                            sizes.iter_mut().zip(x).for_each(|(sum, x)| *sum += (value(*x) - zero) as f32 * from);
+                        } else {
+                            sums.iter_mut().zip(x).for_each(|(sum, x)| *sum += value(*x) - zero);
+                        }
                         n += 1;
                     }
-                    let n = if *all { taps } else { n.max(1) };
-                    let scale = scale / n as f32;
                     let out = &mut out[at * channels..][..channels];
-                    out.iter_mut().zip(&sums).for_each(|(out, sum)| *out = round(*sum as f32 * scale, *to));
+                    if *floats {
+                        // Halves become even with the zero point added, so it is added first.
+                        let zero = to.zero as f32;
+                        let ends = Requant { zero: 0, low: to.low + zero, high: to.high + zero };
+                        out.iter_mut().zip(&sizes).for_each(|(out, x)| *out = round(x / count(n) / by + zero, ends));
+                    } else {
+                        let scale = from / (by * count(n));
+                        out.iter_mut().zip(&sums).for_each(|(out, sum)| *out = round(*sum as f32 * scale, *to));
+                    }
                 });
                 bytes[*result] = out;
             }
@@ -410,6 +496,59 @@ impl Program {
                     out[row * stride + offset..][..*length].copy_from_slice(x);
                 }
                 bytes[*result] = out;
+            }
+            Step::Pick { source, result, index, fill } => {
+                let mut out = std::mem::take(&mut bytes[*result]);
+                let source = &bytes[*source];
+                out.iter_mut().zip(index).for_each(|(out, at)| *out = *source.get(*at as usize).unwrap_or(fill));
+                bytes[*result] = out;
+            }
+            Step::Range { source, result, numbers } => {
+                let n = self.bytes[*result];
+                let (scale, zero) = range(&floats[*source][..n]);
+                let least = if super::kernel::SIGNED { -128 } else { 0 };
+                let to = Requant { zero: zero as i32 + least, low: -zero, high: 255.0 - zero };
+                // SAFETY: as for Quantize.
+                unsafe { (self.kernels.quantize)(&floats[*source][..n], scale, to, &mut bytes[*result][..n]) };
+                floats[*numbers].copy_from_slice(&[scale, to.zero as f32]);
+            }
+            Step::Scaled { numbers, layer } => {
+                let (by, zero) = (floats[*numbers][0], floats[*numbers][1] as i32);
+                let scaled = |bias: &mut [Sums], scale: &mut [Scales]| {
+                    bias.iter_mut().flat_map(|of| &mut of.0).for_each(|sum| *sum = sum.wrapping_mul(-zero));
+                    scale.iter_mut().flat_map(|of| &mut of.0).for_each(|scale| *scale *= by);
+                };
+                match &**layer {
+                    Step::Layer(layer) => {
+                        let mut layer = Layer { zero: zero as u8, ..(**layer).clone() };
+                        scaled(&mut layer.bias, &mut layer.scale);
+                        self.layer(&layer, memory);
+                    }
+                    Step::Depthwise(layer) => {
+                        let mut layer = Depthwise { zero: zero as u8, ..(**layer).clone() };
+                        scaled(&mut layer.bias, &mut layer.scale);
+                        self.depthwise(&layer, memory);
+                    }
+                    other => self.step(other, memory),
+                }
+            }
+            Step::Matrix(matrix) => self.matrix(matrix, memory),
+            Step::Images { images, source, part, n, steps, made, result, m, floats } => {
+                for image in 0..*images {
+                    let mut own = std::mem::take(&mut memory.bytes[*part]);
+                    own[..*n].copy_from_slice(&memory.bytes[*source][image * n..][..*n]);
+                    memory.bytes[*part] = own;
+                    steps.iter().for_each(|step| self.step(step, memory));
+                    if *floats {
+                        let mut out = std::mem::take(&mut memory.floats[*result]);
+                        out[image * m..][..*m].copy_from_slice(&memory.floats[*made][..*m]);
+                        memory.floats[*result] = out;
+                    } else {
+                        let mut out = std::mem::take(&mut memory.bytes[*result]);
+                        out[image * m..][..*m].copy_from_slice(&memory.bytes[*made][..*m]);
+                        memory.bytes[*result] = out;
+                    }
+                }
             }
             Step::Softmax { source, result, length } => {
                 let mut out = std::mem::take(&mut floats[*result]);
@@ -439,6 +578,7 @@ impl Program {
                 segments: &layer.segments,
                 quads: layer.quads,
                 weights: &layer.weights[of_group.start * size..of_group.end * size],
+                small: layer.small,
                 bias: &layer.bias[of_group.clone()],
             };
             let channels = group * layer.channels..(group + 1) * layer.channels;
@@ -449,6 +589,66 @@ impl Program {
             out.finish(&layer.finish, run, sums, &layer.scale[of_group], &layer.to, 0, channels);
         }
         out.give_back(layer.result, bytes, floats);
+    }
+
+    /// The second matrix takes the place of weights, with its zero point taken off.
+    fn matrix(&self, matrix: &Matrix, memory: &mut Memory) {
+        let Memory { bytes, floats, sums, .. } = memory;
+        let Matrix { rows, depth, columns, strides, .. } = *matrix;
+        let numbers = |at: usize| {
+            matrix.dynamic[at].map_or((1.0, matrix.zeros[at]), |slot| (floats[slot][0], floats[slot][1] as i32))
+        };
+        let ((left, a_zero), (right, b_zero)) = (numbers(0), numbers(1));
+        let mut out = Output::take(&matrix.finish, matrix.result, bytes, floats);
+        let (blocks, quads) = (columns.div_ceil(LANES), depth.div_ceil(4));
+        // A difference of two bytes may be over a byte: some weights for each, on the same inputs.
+        let least = if super::kernel::SIGNED { -128 } else { 0 } - b_zero;
+        let parts = match (least, least + 255) {
+            (-128, 127) => 1,
+            (_, ..=254) => 2,
+            _ => 3,
+        };
+        let segments = vec![0; parts];
+        let mut weights = vec![Block([0; 64]); blocks * parts * quads];
+        let scale = vec![Scales([matrix.scale * (left * right); LANES]); blocks];
+        let starts: Vec<u32> = (0..rows).map(|row| (row * depth) as u32).collect();
+        let to: Vec<u32> = (0..rows).map(|row| (row * columns) as u32).collect();
+        for (product, start) in matrix.starts.iter().enumerate() {
+            let mut bias = vec![Sums([0; LANES]); blocks];
+            let b = &bytes[matrix.b][start[1]..];
+            for column in 0..columns {
+                let (block, lane) = (column / LANES, column % LANES);
+                let mut total = 0;
+                for k in 0..depth {
+                    let w = value(b[k * strides[0] + column * strides[1]]) - b_zero;
+                    total += w;
+                    let mut left = w;
+                    for part in 0..parts {
+                        let own = left.clamp(-128, 127);
+                        weights[(block * parts + part) * quads + k / 4].0[lane * 4 + k % 4] = own as i8;
+                        left -= own;
+                    }
+                }
+                bias[block].0[lane] = -total * a_zero;
+            }
+            let x = &bytes[matrix.a][start[0]..];
+            assert!(rows * depth + quads * 4 - depth <= x.len());
+            let of = Product {
+                x: x.as_ptr(),
+                rows: &starts,
+                segments: &segments,
+                quads,
+                weights: &weights,
+                small: false,
+                bias: &bias,
+            };
+            let run = |target: &Target| {
+                // SAFETY: asserted; there are as many blocks of weights as the segments take.
+                unsafe { (self.kernels.product)(&of, target) };
+            };
+            out.finish(&matrix.finish, run, sums, &scale, &to, product * rows * columns, 0..columns);
+        }
+        out.give_back(matrix.result, bytes, floats);
     }
 
     fn depthwise(&self, layer: &Depthwise, memory: &mut Memory) {
@@ -470,6 +670,7 @@ impl Program {
                     taps: &layer.taps,
                     shift: layer.shift,
                     weights: &layer.weights[block * quads..][..quads],
+                    small: layer.small,
                     bias: &layer.bias[block],
                 };
                 let run = |target: &Target| {
@@ -591,17 +792,30 @@ pub fn round(x: f32, to: Requant) -> u8 {
 }
 
 fn gather<T: Copy>(source: &[T], result: &mut [T], dims: &[usize], strides: &[usize]) {
+    // Axes that lie one in the other are one axis.
+    let mut axes: Vec<(usize, usize)> = Vec::with_capacity(dims.len());
+    for (dim, stride) in dims.iter().copied().zip(strides.iter().copied()).filter(|(dim, _)| *dim != 1) {
+        match axes.last_mut() {
+            Some((before, over)) if *over == dim * stride => (*before, *over) = (*before * dim, stride),
+            _ => axes.push((dim, stride)),
+        }
+    }
+    let (dims, strides): (Vec<usize>, Vec<usize>) = axes.into_iter().unzip();
     let Some((last, outer)) = dims.split_last() else {
         result[0] = source[0];
         return;
     };
     let stride = strides[outer.len()];
-    if let Some((runs, before)) = outer.split_last()
-        && before.iter().all(|dim| *dim == 1)
-        && strides[before.len()] == 1
+    if let ([runs], [1, _]) = (outer, &strides[..])
         && *last < 16
     {
         // Planes to pixels: each plane is read in one go.
+        if *last == 3 {
+            let [red, green, blue] = [0, 1, 2].map(|i| &source[i * stride..][..*runs]);
+            let pixels = result.as_chunks_mut::<3>().0.iter_mut();
+            pixels.zip(red).zip(green).zip(blue).for_each(|(((out, red), green), blue)| *out = [*red, *green, *blue]);
+            return;
+        }
         for i in 0..*last {
             let plane = &source[i * stride..][..*runs];
             result[i..].iter_mut().step_by(*last).zip(plane).for_each(|(out, x)| *out = *x);

@@ -4,16 +4,21 @@
 //! number of changes between lowered and not lowered before it, and the lowered nodes of one level are a piece.
 //! `DequantizeLinear` costs nothing and is copied to each piece that needs it: between pieces go bytes.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::Path;
 
 use anyhow::Result;
 use tract_onnx::Onnx;
 use tract_onnx::pb::attribute_proto::AttributeType;
-use tract_onnx::pb::{AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto};
+use tract_onnx::pb::tensor_proto::DataType;
+use tract_onnx::pb::{AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, type_proto};
 use tract_onnx::prelude::*;
 
-use super::operator;
+use super::lower::pointwise::UNARY;
+use super::lower::shape::MOVES;
+use super::normal::{inner_names, normal};
+use super::{operator, plain};
+use crate::engine::float;
 
 /// What is known of a tensor before shapes are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,8 +41,10 @@ enum Kind {
 pub fn load<T>(path: &Path, prepare: impl Fn(&mut InferenceModel) -> Result<T>) -> Result<(TypedModel, T)> {
     let mut onnx = tract_onnx::onnx();
     onnx.op_register.insert(operator::NAME, operator::parse);
-    let proto = onnx.proto_model_for_path(path)?;
+    plain::register(&mut onnx);
     let dir = path.parent().and_then(Path::to_str);
+    let read = |tensor: &TensorProto| tract_onnx::tensor::load_tensor(&*onnx.provider, tensor, dir).ok();
+    let proto = normal(&onnx.proto_model_for_path(path)?, &read);
     let mut left = HashSet::new();
     loop {
         operator::refused();
@@ -60,6 +67,8 @@ fn attempt<T>(
 ) -> Result<(TypedModel, T)> {
     let mut model = onnx.parse(proto, dir)?.model;
     let known = prepare(&mut model)?;
+    // What is left in floats: our own operators where they serve.
+    let model = float::rewrite(model.into_typed()?.into_decluttered()?)?;
     Ok((model.into_optimized()?, known))
 }
 
@@ -91,170 +100,193 @@ fn lowered(node: &NodeProto, kinds: &HashMap<&str, Kind>) -> Option<Kind> {
         "Transpose" | "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze" | "Identity" | "Dropout" => {
             (matches!(first, Bytes | Lazy | Weights) && constant(1..n)).then_some(first)
         }
-        "MaxPool" => matches!(first, Bytes | Lazy).then_some(first),
-        "Relu" | "LeakyRelu" | "Sigmoid" | "Tanh" | "HardSigmoid" | "HardSwish" | "Elu" | "Exp" | "Abs" | "Neg"
-        | "Softplus" | "Sqrt" | "AveragePool" | "GlobalAveragePool" | "ReduceMean" => {
-            (first == Lazy && constant(1..n)).then_some(Lazy)
-        }
+        "MaxPool" | "GlobalMaxPool" => matches!(first, Bytes | Lazy).then_some(first),
         "Clip" => (first == Lazy).then_some(Lazy),
+        "AveragePool" | "GlobalAveragePool" | "ReduceMean" => (first == Lazy && constant(1..n)).then_some(Lazy),
+        op if UNARY.contains(&op) => (first == Lazy).then_some(Lazy),
+        op if MOVES.contains(&op) => (matches!(first, Bytes | Lazy) && constant(1..n)).then_some(first),
         "Softmax" => (first == Lazy).then_some(Floats),
-        "Conv" | "Gemm" | "MatMul" => (first == Lazy && second == Some(Weights)).then_some(Lazy),
-        "Add" | "Sub" | "Mul" => {
+        plain::DYNAMIC => matches!(first, Lazy | Floats).then_some(Lazy),
+        "Conv" => (first == Lazy && second == Some(Weights)).then_some(Lazy),
+        "Gemm" | "MatMul" => {
+            let both = [first, second?];
+            (both.contains(&Lazy) && both.iter().all(|kind| matches!(kind, Lazy | Weights))).then_some(Lazy)
+        }
+        "Add" | "Sub" | "Mul" | "Div" => {
             let both = [first, second?];
             (both.contains(&Lazy) && !both.contains(&Floats) && !both.contains(&Bytes)).then_some(Lazy)
         }
-        "Concat" => (0..n).all(|at| kind(at) == Some(Lazy)).then_some(Lazy),
-        "QGemm" => constant(1..n).then_some(if kind(7).is_some() { Bytes } else { Lazy }),
-        "QLinearConv"
-        | "QLinearMatMul"
-        | "QLinearAdd"
-        | "QLinearMul"
-        | "QLinearConcat"
-        | "QLinearAveragePool"
-        | "QLinearGlobalAveragePool"
-        | "QLinearSigmoid"
-        | "QLinearLeakyRelu"
-        | "QLinearSoftmax" => Some(Bytes),
+        "Concat" => {
+            let kinds: Vec<_> = (0..n).map(kind).collect();
+            let fit = kinds.iter().all(|kind| matches!(kind, Some(Lazy | Weights)));
+            (fit && kinds.contains(&Some(Lazy))).then_some(Lazy)
+        }
         _ => None,
     }
 }
 
-fn cut(graph: &GraphProto, left: &HashSet<String>) -> GraphProto {
-    let mut constants: HashMap<&str, TensorProto> = HashMap::new();
-    for tensor in &graph.initializer {
-        constants.insert(&tensor.name, tensor.clone());
-    }
-    for node in graph.node.iter().filter(|node| node.op_type == "Constant") {
-        if let ([output], Some(value)) = (&node.output[..], node.attribute.iter().find_map(|a| a.t.as_ref())) {
-            constants.insert(output, TensorProto { name: output.clone(), ..value.clone() });
-        }
-    }
-    let mut kinds: HashMap<&str, Kind> = constants.keys().map(|name| (*name, Kind::Constant)).collect();
-    let mut made_by: HashMap<&str, usize> = HashMap::new();
-    let mut own: Vec<Option<Kind>> = Vec::new();
-    for (at, node) in graph.node.iter().enumerate() {
-        let one = node.output.first().filter(|_| node.output.iter().filter(|name| !name.is_empty()).count() == 1);
-        let kind = one.filter(|name| !left.contains(*name)).and_then(|_| lowered(node, &kinds));
-        own.push(kind);
-        for name in &node.output {
-            made_by.insert(name, at);
-            if node.op_type != "Constant" {
-                kinds.insert(name, kind.unwrap_or(Kind::Floats));
+fn is_bytes(input: &ValueInfoProto) -> bool {
+    let Some(type_proto::Value::TensorType(tensor)) = input.r#type.as_ref().and_then(|of| of.value.as_ref()) else {
+        return false;
+    };
+    [DataType::Uint8 as i32, DataType::Int8 as i32].contains(&tensor.elem_type)
+}
+
+/// A graph with what is known of its nodes.
+struct Known<'a> {
+    graph: &'a GraphProto,
+    constants: HashMap<&'a str, TensorProto>,
+    made_by: HashMap<&'a str, usize>,
+    readers: HashMap<String, Vec<usize>>,
+    /// What each node gives, where it is lowered.
+    own: Vec<Option<Kind>>,
+}
+
+/// Nodes that become one.
+#[derive(Default)]
+struct Piece {
+    /// Those that are in no other piece.
+    own: BTreeSet<usize>,
+    /// With the copies that they need, in topological order.
+    all: BTreeSet<usize>,
+}
+
+impl<'a> Known<'a> {
+    fn new(graph: &'a GraphProto, left: &HashSet<String>) -> Self {
+        let mut constants: HashMap<&str, TensorProto> =
+            graph.initializer.iter().map(|tensor| (tensor.name.as_str(), tensor.clone())).collect();
+        for node in graph.node.iter().filter(|node| node.op_type == "Constant") {
+            if let ([output], Some(value)) = (&node.output[..], node.attribute.iter().find_map(|a| a.t.as_ref())) {
+                constants.insert(output, TensorProto { name: output.clone(), ..value.clone() });
             }
         }
-    }
-    // Copied to where they are needed.
-    let copied = |at: usize| {
-        own[at] == Some(Kind::Weights) || (own[at].is_some() && graph.node[at].op_type == "DequantizeLinear")
-    };
-    let mut level = vec![0_usize; graph.node.len()];
-    for (at, node) in graph.node.iter().enumerate() {
-        let mut before = |name: &String| {
-            let from = *made_by.get(name.as_str())?;
-            let change = own[from].is_some() != own[at].is_some();
-            Some(level[from] + usize::from(change))
-        };
-        level[at] = node.input.iter().filter_map(&mut before).max().unwrap_or(usize::from(own[at].is_some()));
-    }
-    let wanted: HashSet<&str> = graph.output.iter().map(|output| output.name.as_str()).collect();
-    // Pieces: their nodes, without what is copied.
-    let mut pieces: HashMap<usize, Vec<usize>> = HashMap::new();
-    for at in (0..graph.node.len()).filter(|at| own[*at].is_some() && !copied(*at)) {
-        pieces.entry(level[at]).or_default().push(at);
-    }
-    // What is copied stands by itself where something else reads it.
-    for at in (0..graph.node.len()).filter(|at| copied(*at) && own[*at] != Some(Kind::Weights)) {
-        let read = |name: &String| {
-            wanted.contains(name.as_str())
-                || graph
-                    .node
-                    .iter()
-                    .enumerate()
-                    .any(|(reader, node)| own[reader].is_none() && node.input.contains(name))
-        };
-        if graph.node[at].output.iter().any(read) {
-            pieces.entry(level[at]).or_default().push(at);
+        let mut kinds: HashMap<&str, Kind> = constants.keys().map(|name| (*name, Kind::Constant)).collect();
+        for input in graph.input.iter().filter(|input| is_bytes(input)) {
+            kinds.entry(&input.name).or_insert(Kind::Bytes);
         }
-    }
-    let mut keys: Vec<usize> = pieces.keys().copied().collect();
-    keys.sort_unstable();
-    let mut nodes: Vec<NodeProto> = Vec::new();
-    let mut bodies: Vec<Vec<usize>> = Vec::new();
-    for key in keys {
-        let mut inside: HashSet<usize> = pieces[&key].iter().copied().collect();
-        let mut look: Vec<usize> = inside.iter().copied().collect();
-        while let Some(at) = look.pop() {
-            for from in graph.node[at].input.iter().filter_map(|name| made_by.get(name.as_str())) {
-                if copied(*from) && inside.insert(*from) {
-                    look.push(*from);
+        let mut known = Known { graph, constants, made_by: HashMap::new(), readers: HashMap::new(), own: Vec::new() };
+        for (at, node) in graph.node.iter().enumerate() {
+            let one = node.output.first().filter(|_| node.output.iter().filter(|name| !name.is_empty()).count() == 1);
+            let kind = one.filter(|name| !left.contains(*name)).and_then(|_| lowered(node, &kinds));
+            known.own.push(kind);
+            for name in &node.output {
+                known.made_by.insert(name, at);
+                if node.op_type != "Constant" {
+                    kinds.insert(name, kind.unwrap_or(Kind::Floats));
                 }
             }
+            let mut read: HashSet<String> = node.input.iter().cloned().collect();
+            inner_names(node, &mut read);
+            for name in read {
+                known.readers.entry(name).or_default().push(at);
+            }
         }
-        let mut inside: Vec<usize> = inside.into_iter().collect();
-        inside.sort_unstable();
-        bodies.push(inside);
+        known
     }
-    let taken: HashSet<usize> = bodies.iter().flatten().copied().collect();
-    let outer = |at: &usize| !taken.contains(at) || own[*at] == Some(Kind::Weights);
-    for at in (0..graph.node.len()).filter(outer) {
-        nodes.push(graph.node[at].clone());
+
+    /// Whether a node is copied to each piece that reads it.
+    fn is_copied(&self, at: usize) -> bool {
+        self.own[at] == Some(Kind::Weights)
+            || (self.own[at].is_some() && self.graph.node[at].op_type == "DequantizeLinear")
     }
-    for (index, body) in bodies.iter().enumerate() {
-        let assigned: HashSet<usize> =
-            body.iter().copied().filter(|at| pieces.values().flatten().any(|own| own == at)).collect();
-        let made: HashSet<&str> = body.iter().flat_map(|at| &graph.node[*at].output).map(String::as_str).collect();
+
+    /// The nodes that make a node's inputs.
+    fn before(&self, at: usize) -> impl Iterator<Item = usize> {
+        self.graph.node[at].input.iter().filter_map(|name| self.made_by.get(name.as_str()).copied())
+    }
+
+    /// The nodes that read a lowered node's output.
+    fn readers(&self, at: usize) -> &[usize] {
+        self.readers.get(self.graph.node[at].output[0].as_str()).map_or(&[], |readers| readers)
+    }
+
+    fn is_output(&self, at: usize) -> bool {
+        self.graph.output.iter().any(|output| output.name == self.graph.node[at].output[0])
+    }
+
+    /// The lowered nodes, piece by piece.
+    fn pieces(&self) -> Vec<Piece> {
+        let mut level = vec![0_usize; self.own.len()];
+        let mut pieces: BTreeMap<usize, Piece> = BTreeMap::new();
+        for at in 0..self.own.len() {
+            let is_lowered = self.own[at].is_some();
+            let after = |from: usize| level[from] + usize::from(self.own[from].is_some() != is_lowered);
+            level[at] = self.before(at).map(after).max().unwrap_or(usize::from(is_lowered));
+            // What is copied stands by itself as well where something else reads it.
+            let stands = match self.own[at] {
+                None | Some(Kind::Weights) => false,
+                _ if !self.is_copied(at) => true,
+                _ => self.is_output(at) || self.readers(at).iter().any(|reader| self.own[*reader].is_none()),
+            };
+            if stands {
+                pieces.entry(level[at]).or_default().own.insert(at);
+            }
+        }
+        let mut pieces: Vec<Piece> = pieces.into_values().collect();
+        for piece in &mut pieces {
+            piece.all = piece.own.clone();
+            let mut look: Vec<usize> = piece.own.iter().copied().collect();
+            while let Some(at) = look.pop() {
+                look.extend(self.before(at).filter(|from| self.is_copied(*from) && piece.all.insert(*from)));
+            }
+        }
+        pieces
+    }
+
+    /// A piece as one node; none where nothing of it is read.
+    fn node(&self, index: usize, pieces: &[Piece]) -> Option<NodeProto> {
+        let piece = &pieces[index];
+        let nodes = || piece.all.iter().map(|at| &self.graph.node[*at]);
+        let made: HashSet<&str> = nodes().flat_map(|node| &node.output).map(String::as_str).collect();
         let mut inputs: Vec<String> = Vec::new();
         let mut initializer: Vec<TensorProto> = Vec::new();
         let mut seen: HashSet<&str> = HashSet::new();
-        for name in body.iter().flat_map(|at| &graph.node[*at].input).filter(|name| !name.is_empty()) {
+        for name in nodes().flat_map(|node| &node.input).filter(|name| !name.is_empty()) {
             if made.contains(name.as_str()) || !seen.insert(name) {
                 continue;
             }
-            match constants.get(name.as_str()) {
+            match self.constants.get(name.as_str()) {
                 Some(tensor) => initializer.push(tensor.clone()),
                 None => inputs.push(name.clone()),
             }
         }
-        let mut outputs: Vec<String> = Vec::new();
-        for at in body.iter().filter(|at| assigned.contains(at)) {
-            // A copy in another piece makes it again; the piece that it is assigned to gives it to the rest.
-            let name = &graph.node[*at].output[0];
-            let reads = |reader: usize| graph.node[reader].input.contains(name);
-            let by_rest = (0..graph.node.len()).any(|reader| reads(reader) && own[reader].is_none());
-            let by_piece = bodies
-                .iter()
-                .enumerate()
-                .any(|(other, body)| other != index && body.iter().any(|reader| reads(*reader)) && !body.contains(at));
-            let first = bodies.iter().position(|body| {
-                body.contains(at)
-                    && pieces.values().any(|piece| piece.contains(at) && piece.iter().all(|at| body.contains(at)))
-            });
-            if (wanted.contains(name.as_str()) || by_rest || by_piece) && first == Some(index) {
-                outputs.push(name.clone());
-            }
-        }
-        if outputs.is_empty() {
-            continue;
-        }
-        let graph = GraphProto {
+        let is_read = |at: usize| {
+            let elsewhere =
+                |reader: usize| pieces.iter().any(|other| other.all.contains(&reader) && !other.all.contains(&at));
+            self.is_output(at)
+                || self.readers(at).iter().any(|reader| self.own[*reader].is_none() || elsewhere(*reader))
+        };
+        let outputs: Vec<String> =
+            piece.own.iter().filter(|at| is_read(**at)).map(|at| self.graph.node[*at].output[0].clone()).collect();
+        let body = GraphProto {
             name: format!("quantized.{index}"),
-            node: body.iter().map(|at| graph.node[*at].clone()).collect(),
+            node: nodes().cloned().collect(),
             initializer,
             ..GraphProto::default()
         };
-        nodes.push(NodeProto {
-            name: graph.name.clone(),
+        (!outputs.is_empty()).then(|| NodeProto {
+            name: body.name.clone(),
             op_type: operator::NAME.to_owned(),
             input: inputs,
             output: outputs,
             attribute: vec![AttributeProto {
                 name: operator::BODY.to_owned(),
                 r#type: AttributeType::Graph as i32,
-                g: Some(graph),
+                g: Some(body),
                 ..AttributeProto::default()
             }],
             ..NodeProto::default()
-        });
+        })
     }
-    GraphProto { node: nodes, ..graph.clone() }
+}
+
+/// The graph with one node for each of its lowered pieces; nodes whose first output is in `left` stay.
+fn cut(graph: &GraphProto, left: &HashSet<String>) -> GraphProto {
+    let known = Known::new(graph, left);
+    let pieces = known.pieces();
+    let taken: HashSet<usize> = pieces.iter().flat_map(|piece| &piece.all).copied().collect();
+    let stays = |at: &usize| !taken.contains(at) || known.own[*at] == Some(Kind::Weights);
+    let mut node: Vec<NodeProto> = (0..graph.node.len()).filter(stays).map(|at| graph.node[at].clone()).collect();
+    node.extend((0..pieces.len()).filter_map(|index| known.node(index, &pieces)));
+    GraphProto { node, ..graph.clone() }
 }

@@ -32,6 +32,11 @@ pub struct Block(pub [i8; 64]);
 #[repr(C, align(64))]
 pub struct Sums(pub [i32; LANES]);
 
+/// Whether no weight is -128, as [`Product::small`] and [`Columns::small`] ask.
+pub fn small(weights: &[Block]) -> bool {
+    weights.iter().all(|block| !block.0.contains(&i8::MIN))
+}
+
 /// A factor for each of 16 channels.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[repr(C, align(64))]
@@ -63,6 +68,8 @@ pub struct Product<'a> {
     pub quads: usize,
     /// For each block of channels, one for each quad of each segment.
     pub weights: &'a [Block],
+    /// Whether no weight is -128: two products then fit 16 bits.
+    pub small: bool,
     /// What the sums start from, for each block.
     pub bias: &'a [Sums],
 }
@@ -82,6 +89,8 @@ pub struct Columns<'a> {
     pub shift: usize,
     /// One for each four taps.
     pub weights: &'a [Block],
+    /// Whether no weight is -128.
+    pub small: bool,
     /// What the sums start from.
     pub bias: &'a Sums,
 }
@@ -182,13 +191,13 @@ mod tests {
             let blocks = channels.div_ceil(LANES);
             let stride = quads * 4 + extra;
             let x = bytes(&mut random, (rows + segments) * stride + SLACK);
-            let weights = weights(&mut random, blocks * segments * quads);
+            let (weights, small) = weights(&mut random, blocks * segments * quads);
             let bias: Vec<Sums> = (0..blocks).map(|_| sums(&mut random)).collect();
             let scale = scales(&mut random, blocks, scale);
             let segments: Vec<u32> = (0..segments).map(|at| (at * stride) as u32).collect();
             let starts: Vec<u32> = (0..rows).map(|row| (row * stride) as u32).collect();
             let layer = Product {
-                x: x.as_ptr(), rows: &starts, segments: &segments, quads, weights: &weights, bias: &bias,
+                x: x.as_ptr(), rows: &starts, segments: &segments, quads, weights: &weights, small, bias: &bias,
             };
             // One after another, with a gap that must stay as it is.
             let to: Vec<u32> = (0..rows).map(|row| (row * (channels + extra)) as u32).collect();
@@ -214,6 +223,7 @@ mod tests {
         #[test]
         fn every_column_equals_the_portable(
             pixels in 1..20_usize, pixel in 1..40_usize, stride in 1..4_usize, quads in 1..8_usize, even in any::<bool>(),
+            padded in any::<bool>(),
             channels in 1..=LANES, scale in 1e-5_f32..0.1, zero in 0..256_i32,
             seed in any::<u64>(), extreme in any::<bool>(),
         ) {
@@ -224,11 +234,15 @@ mod tests {
                 .collect();
             let step = pixel * stride;
             let x = bytes(&mut random, pixels * step + quads * pixel + 200 + SLACK);
-            let weights = weights(&mut random, quads);
+            let (mut weights, small) = weights(&mut random, quads);
+            if padded {
+                // As of a column of three taps.
+                weights.iter_mut().for_each(|w| w.0.iter_mut().skip(3).step_by(4).for_each(|w| *w = 0));
+            }
             let bias = sums(&mut random);
             let scale = scales(&mut random, 1, scale);
             let layer = Columns {
-                x: x.as_ptr(), step, pixels, taps: &taps, shift: if even { pixel } else { 0 }, weights: &weights,
+                x: x.as_ptr(), step, pixels, taps: &taps, shift: if even { pixel } else { 0 }, weights: &weights, small,
                 bias: &bias,
             };
             let to: Vec<u32> = (0..pixels).map(|pixel| (pixel * (channels + 1)) as u32).collect();
@@ -274,12 +288,27 @@ mod tests {
         }
     }
 
+    #[test]
+    #[ignore = "tests/arm says which kernels a processor has to have"]
+    fn the_best_are_the_expected() {
+        let expected = std::env::var("OUTPOST_EXPECT_KERNELS").expect("OUTPOST_EXPECT_KERNELS names a table");
+        assert_eq!(best().name, expected);
+        // Every lesser table of the architecture is there too, and so tested.
+        let names: Vec<_> = available().iter().map(|kernels| kernels.name).collect();
+        let all = ["portable", "neon", "neon-dotprod", "neon-i8mm"];
+        assert_eq!(names, all[..=all.iter().position(|name| *name == expected).expect("a known table")]);
+    }
+
     fn bytes(random: &mut impl FnMut() -> u64, n: usize) -> Vec<u8> {
         (0..n).map(|_| random() as u8).collect()
     }
 
-    fn weights(random: &mut impl FnMut() -> u64, n: usize) -> Vec<Block> {
-        (0..n).map(|_| Block(std::array::from_fn(|_| random() as i8))).collect()
+    /// Every other time without -128.
+    fn weights(random: &mut impl FnMut() -> u64, n: usize) -> (Vec<Block>, bool) {
+        let least = if random() & 4 == 0 { -128 } else { -127 };
+        let weights: Vec<Block> = (0..n).map(|_| Block(std::array::from_fn(|_| (random() as i8).max(least)))).collect();
+        let small = small(&weights);
+        (weights, small)
     }
 
     fn sums(random: &mut impl FnMut() -> u64) -> Sums {

@@ -23,8 +23,8 @@ unsafe fn product(layer: &Product, target: &Target) {
                     let x =
                         unsafe { layer.x.add(*start as usize + *segment as usize + quad * 4).cast::<[u8; 4]>().read() };
                     for (lane, sum) in sum.iter_mut().enumerate() {
-                        for i in 0..4 {
-                            *sum = sum.wrapping_add(value(x[i]) * i32::from(w.0[lane * 4 + i]));
+                        for (i, x) in x.into_iter().enumerate() {
+                            *sum = sum.wrapping_add(value(x) * i32::from(w.0[lane * 4 + i]));
                         }
                     }
                 }

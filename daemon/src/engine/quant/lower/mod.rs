@@ -4,8 +4,13 @@
 //! [`Value`]: bytes seen through a table, or a layer whose sums are still to be rounded. The `QuantizeLinear` that
 //! ends it decides the rounding, as onnxruntime's fused operators do.
 
-mod ops;
+mod dynamic;
 mod pack;
+pub(super) mod pointwise;
+mod pool;
+mod product;
+pub(super) mod shape;
+mod window;
 
 use std::collections::HashMap;
 
@@ -13,9 +18,12 @@ use tract_onnx::pb::NodeProto;
 use tract_onnx::prelude::*;
 
 use super::kernel::{self, Requant, SIGNED};
+use super::plain;
 use super::program::{Finish, Program, Slot, Step, Window, round, value};
-use ops::concat;
 use pack::Numbers;
+use pool::Mean;
+use product::Pair;
+use shape::concat;
 
 /// Why a node cannot be lowered.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -36,6 +44,8 @@ pub struct Body {
     pub nodes: Vec<NodeProto>,
     /// Constants, by name.
     pub constants: HashMap<String, Arc<Tensor>>,
+    /// Version of the operators.
+    pub opset: i64,
     /// Names of what comes in.
     pub inputs: Vec<String>,
     /// Names of what goes out.
@@ -127,6 +137,10 @@ struct Integers {
 struct Linear {
     x: View,
     grid: Grid,
+    /// Where the source's scale and zero point are at run time, if not `grid`.
+    dynamic: Option<Slot>,
+    /// Batch of a convolution.
+    images: usize,
     window: Window,
     groups: usize,
     /// `[output channel][tap][input channel]`, with the zero point taken off.
@@ -140,12 +154,22 @@ struct Linear {
     order: Vec<usize>,
 }
 
+/// Bytes that are multiplied as integers.
+#[derive(Debug, Clone)]
+struct Factor {
+    view: View,
+    grid: Grid,
+    /// As in [`Linear`].
+    dynamic: Option<Slot>,
+}
+
 #[derive(Debug, Clone)]
 enum Source {
     Linear(Box<Linear>),
     Sum(Table, Table),
     Product(Table, Table),
-    Mean { x: View, grid: Grid, window: Window, all: bool, shape: Vec<usize>, order: Vec<usize> },
+    Pair(Box<Pair>),
+    Mean(Box<Mean>),
     Concat { parts: Vec<Table>, axis: usize },
 }
 
@@ -155,7 +179,13 @@ enum Value {
     Integers(Integers),
     Bytes(View, DatumType),
     Table(Table),
-    Pending { source: Source, low: f32, high: f32 },
+    /// Bytes whose scale and zero point are floats in a slot.
+    Dynamic(View, Slot),
+    Pending {
+        source: Source,
+        low: f32,
+        high: f32,
+    },
     Floats(View),
 }
 
@@ -164,7 +194,13 @@ enum Value {
 /// # Errors
 /// The first node that cannot be lowered.
 pub fn lower(body: &Body, inputs: &[Fact]) -> Result<Unit, Refused> {
-    let mut lowering = Lowering { values: HashMap::new(), steps: Vec::new(), bytes: Vec::new(), floats: Vec::new() };
+    let mut lowering = Lowering {
+        values: HashMap::new(),
+        opset: body.opset,
+        steps: Vec::new(),
+        bytes: Vec::new(),
+        floats: Vec::new(),
+    };
     for (name, tensor) in &body.constants {
         lowering.values.insert(name.clone(), Value::Constant(Arc::clone(tensor)));
     }
@@ -205,6 +241,7 @@ fn first_reader(body: &Body, name: &str) -> String {
 
 struct Lowering {
     values: HashMap<String, Value>,
+    opset: i64,
     steps: Vec<Step>,
     bytes: Vec<usize>,
     floats: Vec<usize>,
@@ -345,12 +382,11 @@ impl Lowering {
             "Identity" | "Dropout" => self.value(node, 0),
             "Transpose" => {
                 let value = self.value(node, 0)?;
-                let perm = node.attribute.iter().find(|a| a.name == "perm").map(|a| a.ints.clone());
+                let perm = node.attribute.iter().find(|a| a.name == "perm").map(|a| &a.ints[..]);
                 self.transpose(value, perm)
             }
             "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze" => self.reshape(node),
-            "Relu" | "Clip" | "LeakyRelu" | "Sigmoid" | "Tanh" | "HardSigmoid" | "HardSwish" | "Elu" | "Exp"
-            | "Abs" | "Neg" | "Softplus" | "Sqrt" => {
+            op if pointwise::UNARY.contains(&op) => {
                 let function = self.unary(node)?;
                 match self.value(node, 0)? {
                     Value::Table(mut table) => {
@@ -358,134 +394,34 @@ impl Lowering {
                         table.grid = None;
                         Ok(Value::Table(table))
                     }
-                    Value::Pending { source, low, high } if matches!(node.op_type.as_str(), "Relu" | "Clip") => {
+                    Value::Pending { source, low, high } if matches!(op, "Relu" | "Clip") => {
                         Ok(Value::Pending { source, low: function(low), high: function(high) })
                     }
                     _ => Err("of floats".to_owned()),
                 }
             }
-            "Conv" => {
-                let x = self.value(node, 0).and_then(|x| self.table(x))?;
-                let Value::Integers(w) = self.value(node, 1)? else {
-                    return Err("weights are not quantized".to_owned());
-                };
-                let bias = if self.has(node, 2) { Some(self.value(node, 2)?) } else { None };
-                self.convolution(node, x, &w, bias)
+            plain::DYNAMIC => {
+                let value = self.value(node, 0)?;
+                self.ranged(value)
             }
-            "Gemm" | "MatMul" => {
-                let x = self.value(node, 0).and_then(|x| self.table(x))?;
-                let Value::Integers(w) = self.value(node, 1)? else {
-                    return Err("weights are not quantized".to_owned());
-                };
-                let one = |name: &str| node.attribute.iter().find(|a| a.name == name).map_or(1.0, |a| a.f) == 1.0;
-                if attribute(node, "transA", 0) != 0 || !one("alpha") || !one("beta") {
-                    return Err("alpha, beta or transA".to_owned());
-                }
-                let bias = if self.has(node, 2) { Some(self.value(node, 2)?) } else { None };
-                self.product(x, &w, attribute(node, "transB", 0) != 0, bias)
-            }
-            "Add" | "Sub" | "Mul" => self.binary(node),
-            "MaxPool" => self.max_pool(node),
-            "AveragePool" | "GlobalAveragePool" | "ReduceMean" => {
-                let x = self.value(node, 0).and_then(|x| self.table(x))?;
-                self.mean(node, x)
-            }
+            "Conv" => self.convolution(node),
+            "Gemm" | "MatMul" => self.product(node),
+            "Add" | "Sub" | "Mul" | "Div" => self.binary(node),
+            "MaxPool" | "GlobalMaxPool" => self.max_pool(node),
+            "AveragePool" | "GlobalAveragePool" | "ReduceMean" => self.mean(node),
             "Concat" => {
                 let parts = (0..node.input.len())
-                    .map(|at| self.value(node, at).and_then(|x| self.table(x)))
+                    .map(|at| self.value(node, at).and_then(|x| self.operand(x)))
                     .collect::<Lowered<Vec<_>>>()?;
                 concat(parts, attribute(node, "axis", 0))
             }
             "Softmax" => {
-                let x = self.value(node, 0).and_then(|x| self.table(x))?;
-                self.softmax(x, attribute(node, "axis", -1))
+                let x = self.value(node, 0)?;
+                self.softmax(x, attribute(node, "axis", -1), attribute(node, "old", 0) != 0)
             }
-            "QLinearConv" => {
-                let x = self.quantized(node, 0)?;
-                let w = self.weights(node, 3, 0)?;
-                let bias = if self.has(node, 8) { Some(integers(&*self.constant(node, 8)?)?) } else { None };
-                let pending = self.convolution_with(node, x, &w, bias.unwrap_or_default(), Vec::new())?;
-                self.requantized(node, pending, 6, 7)
-            }
-            "QLinearMatMul" => {
-                let x = self.quantized(node, 0)?;
-                let w = self.weights(node, 3, 1)?;
-                let pending = self.product(x, &w, false, None)?;
-                self.requantized(node, pending, 6, 7)
-            }
-            "QGemm" => {
-                if attribute(node, "transA", 0) != 0 || node.attribute.iter().any(|a| a.name == "alpha" && a.f != 1.0) {
-                    return Err("alpha or transA".to_owned());
-                }
-                let x = self.quantized(node, 0)?;
-                let turned = attribute(node, "transB", 0) != 0;
-                let w = self.weights(node, 3, usize::from(!turned))?;
-                let mut pending = self.product(x, &w, turned, None)?;
-                if self.has(node, 6)
-                    && let Value::Pending { source: Source::Linear(linear), .. } = &mut pending
-                {
-                    linear.bias = spread(&integers(&*self.constant(node, 6)?)?, linear.bias.len())?;
-                }
-                if self.has(node, 7) { self.requantized(node, pending, 7, 8) } else { Ok(pending) }
-            }
-            "QLinearAdd" | "QLinearMul" => {
-                let (a, b) = (self.quantized(node, 0)?, self.quantized(node, 3)?);
-                let pending = self.pair(node.op_type == "QLinearMul", a, b, 1.0)?;
-                self.requantized(node, pending, 6, 7)
-            }
-            "QLinearConcat" => {
-                let parts =
-                    (2..node.input.len()).step_by(3).map(|at| self.quantized(node, at)).collect::<Lowered<Vec<_>>>()?;
-                let pending = concat(parts, attribute(node, "axis", 0))?;
-                self.requantized(node, pending, 0, 1)
-            }
-            "QLinearAveragePool" | "QLinearGlobalAveragePool" => {
-                let x = self.quantized(node, 0)?;
-                let last = attribute(node, "channels_last", 0) != 0;
-                if last {
-                    return Err("channels last".to_owned());
-                }
-                let pending = self.mean(node, x)?;
-                self.requantized(node, pending, 3, 4)
-            }
-            "QLinearSigmoid" | "QLinearLeakyRelu" => {
-                let function = self.unary(node)?;
-                let mut x = self.quantized(node, 0)?;
-                x.values.iter_mut().for_each(|x| *x = function(*x));
-                x.grid = None;
-                self.requantized(node, Value::Table(x), 3, 4)
-            }
-            "QLinearSoftmax" => {
-                let x = self.quantized(node, 0)?;
-                let soft = self.softmax(x, attribute(node, "axis", -1))?;
-                self.requantized(node, soft, 3, 4)
-            }
+            op if shape::MOVES.contains(&op) => self.moved(node),
             other => Err(format!("{other} is not lowered")),
         }
-    }
-
-    /// A QOperator's input at `at`, with its scale and zero point behind it.
-    fn quantized(&mut self, node: &NodeProto, at: usize) -> Lowered<Table> {
-        let value = self.value(node, at)?;
-        let found = match &value {
-            Value::Bytes(_, datum) => *datum,
-            Value::Constant(tensor) => tensor.datum_type(),
-            _ => return Err("an input is not quantized".to_owned()),
-        };
-        let (grid, datum) = self.grid(node, at + 1, at + 2, found)?;
-        self.dequantized(value, grid, datum)
-    }
-
-    fn weights(&self, node: &NodeProto, at: usize, axis: usize) -> Lowered<Integers> {
-        let tensor = self.constant(node, at)?;
-        let scale = self.numbers(node, at + 1)?;
-        let zero = if self.has(node, at + 2) { integers(&*self.constant(node, at + 2)?)? } else { vec![0] };
-        Ok(Integers { tensor, zero: spread(&zero, scale.len())?, scale, axis })
-    }
-
-    fn requantized(&mut self, node: &NodeProto, value: Value, scale: usize, zero: usize) -> Lowered<Value> {
-        let (grid, datum) = self.grid(node, scale, zero, u8::datum_type())?;
-        self.quantize(value, grid, datum)
     }
 
     /// Ends a value in bytes.
@@ -501,7 +437,7 @@ impl Lowering {
             Value::Pending { source, low, high } => {
                 let to = requant(grid, low, high);
                 match source {
-                    Source::Linear(linear) => self.linear(*linear, Finish::Bytes(to), grid.scale)?,
+                    Source::Linear(linear) => self.layer(*linear, Finish::Bytes(to), grid.scale)?,
                     Source::Sum(a, b) => {
                         let (a, b, shape, order) = self.aligned(a, b)?;
                         let (left, right) = (known(&a)?, known(&b)?);
@@ -535,18 +471,27 @@ impl Lowering {
                         });
                         View { slot, shape, order }
                     }
-                    Source::Mean { x, grid: from, window, all, shape, order } => {
-                        let slot = self.new_bytes(shape.iter().product());
-                        let scale = from.scale / grid.scale;
-                        self.steps.push(Step::MeanPool {
-                            source: x.slot,
-                            result: slot,
-                            window,
-                            zero: from.zero,
-                            scale,
-                            all,
-                            to,
-                        });
+                    Source::Pair(pair) => self.matrix(*pair, |_| Finish::Bytes(to), grid.scale)?,
+                    Source::Mean(mean) => {
+                        let Mean { table, images, window, all, floats, shape, order } = *mean;
+                        let from = known(&table)?;
+                        let (n, m) = (table.view.len(), shape.iter().product::<usize>());
+                        let (scales, zero) = ([from.scale, grid.scale], from.zero);
+                        let sizes = [n / images.max(1), m / images.max(1)];
+                        let slot = self.images(images, table.view.slot, sizes, false, |lowering, source| {
+                            let result = lowering.new_bytes(sizes[1]);
+                            lowering.steps.push(Step::MeanPool {
+                                source,
+                                result,
+                                window,
+                                zero,
+                                scales,
+                                all,
+                                floats,
+                                to,
+                            });
+                            Ok(result)
+                        })?;
                         View { slot, shape, order }
                     }
                     Source::Concat { parts, axis } => self.joined(parts, axis, grid)?,
@@ -582,15 +527,16 @@ impl Lowering {
         View { slot, shape: view.shape.clone(), order: order.to_vec() }
     }
 
-    fn ordered_floats(&mut self, view: &View) -> View {
-        let order: Vec<usize> = (0..view.shape.len()).collect();
-        if view.is_in(&order) {
-            return View { order, ..view.clone() };
+    fn ordered_floats(&mut self, view: &View, order: &[usize]) -> View {
+        if view.is_in(order) {
+            return View { order: order.to_vec(), ..view.clone() };
         }
+        let strides = view.strides();
         let slot = self.new_floats(view.len());
-        let (dims, strides) = (view.shape.clone(), view.strides());
+        let dims = order.iter().map(|axis| view.shape[*axis]).collect();
+        let strides = order.iter().map(|axis| strides[*axis]).collect();
         self.steps.push(Step::GatherFloats { source: view.slot, result: slot, dims, strides });
-        View { slot, shape: view.shape.clone(), order }
+        View { slot, shape: view.shape.clone(), order: order.to_vec() }
     }
 
     fn export(&mut self, value: Value) -> Lowered<Port> {
@@ -602,7 +548,8 @@ impl Lowering {
             }
             value => {
                 let view = self.floats_of(value)?;
-                let view = self.ordered_floats(&view);
+                let order: Vec<usize> = (0..view.shape.len()).collect();
+                let view = self.ordered_floats(&view, &order);
                 Ok(Port { slot: view.slot, datum: f32::datum_type(), shape: view.shape })
             }
         }
@@ -621,14 +568,17 @@ impl Lowering {
                 // The bias as a float where it came as one.
                 let channels = linear.scale.len();
                 let shift = if linear.shift.is_empty() { vec![0.0; channels] } else { linear.shift.clone() };
-                self.linear(*linear, Finish::Floats { shift, low, high }, 1.0)
+                self.layer(*linear, Finish::Floats { shift, low, high }, 1.0)
+            }
+            Value::Pending { source: Source::Pair(pair), low, high } => {
+                self.matrix(*pair, |columns| Finish::Floats { shift: vec![0.0; columns], low, high }, 1.0)
             }
             _ => Err("is used as floats".to_owned()),
         }
     }
 
     fn linear(&mut self, linear: Linear, finish: Finish, by: f32) -> Lowered<View> {
-        let Linear { x, grid, window, groups, weights, scale, mut bias, shift, shape, order } = linear;
+        let Linear { x, grid, window, groups, weights, scale, mut bias, shift, shape, order, .. } = linear;
         let all = scale.len();
         let per = weights.len() / all;
         let unit = |c: usize| grid.scale * scale[c];

@@ -1,7 +1,7 @@
 //! Weights in the order in which kernels read them.
 
 use super::Lowered;
-use crate::engine::quant::kernel::{Block, LANES, Scales, Sums};
+use crate::engine::quant::kernel::{Block, LANES, Scales, Sums, small};
 use crate::engine::quant::program::{Depthwise, Finish, Layer, Slot, Step, Window};
 
 /// A layer whose numbers are known, not yet packed.
@@ -71,7 +71,8 @@ fn layer(numbers: Numbers) -> Lowered<Layer> {
         to: offsets((0..window.result.iter().product()).map(|row: usize| row * all))?,
         segments: segments.repeat(parts.len()),
         quads,
-        weights: packed,
+        small: small(&packed),
+        weights: packed.into(),
         bias: (0..groups * blocks).map(each).map(|c| sums(|lane| c(lane).map(|c| bias[c]))).collect(),
         scale: (0..groups * blocks).map(each).map(|c| scales(|lane| c(lane).map(|c| factor[c]))).collect(),
         window,
@@ -82,8 +83,11 @@ fn layer(numbers: Numbers) -> Lowered<Layer> {
     })
 }
 
+/// Taps that are read together: a part of the weights and a place in the kernel, or none.
+type Four = [Option<(usize, [usize; 2])>; 4];
+
 fn depthwise(numbers: Numbers) -> Lowered<Depthwise> {
-    let Numbers { source, result, window, groups, weights, bias, factor, zero, finish } = numbers;
+    let Numbers { source, result, window, groups, weights, bias, factor, zero, mut finish } = numbers;
     let [tall, wide] = window.kernel;
     let parts = split(&weights);
     // Few channels: a block takes some successive pixels at once.
@@ -93,9 +97,12 @@ fn depthwise(numbers: Numbers) -> Lowered<Depthwise> {
     } else {
         1
     };
-    // Taps in fours: a part of the weights and a tap, or none. As columns, neighbouring pixels share them.
+    if let Finish::Floats { shift, .. } = &mut finish {
+        *shift = shift.repeat(pixels);
+    }
+    // As columns, neighbouring pixels share them.
     let columns = parts.len() == 1 && matches!(tall, 3 | 4);
-    let fours: Vec<[Option<(usize, [usize; 2])>; 4]> = if columns {
+    let fours: Vec<Four> = if columns {
         (0..wide).map(|x| std::array::from_fn(|y| (y < tall).then_some((0, [y, x])))).collect()
     } else {
         let taps = (0..parts.len() * tall * wide).map(|at| {
@@ -116,7 +123,7 @@ fn depthwise(numbers: Numbers) -> Lowered<Depthwise> {
             }
         }
     }
-    let tap = |four: &[Option<(usize, [usize; 2])>; 4]| -> Lowered<[u32; 4]> {
+    let tap = |four: &Four| -> Lowered<[u32; 4]> {
         // A tap that is not there has no weight: the first one is read again.
         let first = four[0].map_or([0, 0], |(_, tap)| tap);
         let taps = offsets(four.iter().map(|tap| window.tap(tap.map_or(first, |(_, tap)| tap))))?;
@@ -131,7 +138,8 @@ fn depthwise(numbers: Numbers) -> Lowered<Depthwise> {
         to: offsets((0..window.result[1] / pixels).map(|pixel| pixel * width))?,
         taps: fours.iter().map(tap).collect::<Lowered<_>>()?,
         shift: if columns { window.dilation[1] * window.source[2] } else { 0 },
-        weights: packed,
+        small: small(&packed),
+        weights: packed.into(),
         bias: (0..blocks).map(each).map(|c| sums(|lane| c(lane).map(|c| bias[c]))).collect(),
         scale: (0..blocks).map(each).map(|c| scales(|lane| c(lane).map(|c| factor[c]))).collect(),
         window,
