@@ -115,7 +115,13 @@ class Broker:
         with open(conf, "w") as file:
             file.write(f"listener {self.port} 127.0.0.1\nallow_anonymous false\npassword_file {passwords}\n"
                        "set_tcp_nodelay true\nmax_queued_messages 0\nlog_type error\nuser root\n")
-        self.process = subprocess.Popen(["/usr/sbin/mosquitto", "-c", conf])
+        self.process = subprocess.Popen(["/usr/sbin/mosquitto", "-c", conf], stderr=subprocess.DEVNULL)
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", self.port)).close()
+                break
+            except OSError:
+                time.sleep(0.1)
         self.replies, self.status = {}, {}
         self.sub = subprocess.Popen(
             ["mosquitto_sub", *self.at(), "-q", "1", "-v", "-t", "answers/#", "-t", "outpost/+/status"],
@@ -194,7 +200,7 @@ def restarts(machine):
 def drive(machine, broker):
     step("install: it asks nothing, and says what is missing")
     machine.run("uname -srm; . /etc/os-release; echo $PRETTY_NAME; systemctl --version | head -1")
-    machine.run("DEBIAN_FRONTEND=noninteractive apt-get install -y ./first.deb </dev/null")
+    machine.run("DEBIAN_FRONTEND=noninteractive apt-get install -q -y -o Dpkg::Use-Pty=0 ./first.deb </dev/null")
     machine.wait_for("no broker is configured")
     check("nothing was restarted", restarts(machine) == 0)
     machine.run("systemctl status outpost --no-pager -n 6", good=False)
