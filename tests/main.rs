@@ -1,6 +1,7 @@
 //! The daemon as its users meet it: real brokers, real clients, real models, one module a behaviour.
 //!
-//! Needs `mosquitto` and `mosquitto-clients`; the closed models are the labelled stand-in.
+//! Needs `mosquitto` and `mosquitto-clients`; `conformance` needs `python3` with `venv`, and PyPI the first time. The
+//! closed models are the labelled stand-in.
 
 #[allow(dead_code)] // shared with the load generator
 mod common;

@@ -1,6 +1,6 @@
 //! One model in a process of its own, for `tests/bench/peers` and `tests/bench/agree`.
 //!
-//! - `peer outpost|tract FILE INPUT` says how long it took from the file to the first answer and what memory that
+//! - `peer outpost|tract FILE [INPUT]` says how long it took from the file to the first answer and what memory that
 //!   took, then for each number of runs on standard input how many microseconds each took.
 //! - `peer answer FILE INPUTS OUTPUTS` writes ours' first output for each input.
 //!
@@ -11,7 +11,8 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
-use outpost::engine::quant;
+use outpost::engine::load::{Plan, State};
+use outpost::engine::package::Dim;
 use tract_onnx::prelude::*;
 use tract_onnx::tract_hir::infer::Factoid;
 use tract_onnx::tract_hir::internal::DimLike;
@@ -20,7 +21,8 @@ fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
     match &arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["answer", file, inputs, outputs] => answer(file, inputs, outputs),
-        [mode, file, input] => time(mode, file, input),
+        [mode, file] => time(mode, file, None),
+        [mode, file, input] => time(mode, file, Some(input)),
         _ => {
             println!("peer: run by tests/bench/peers and tests/bench/agree");
             Ok(())
@@ -28,18 +30,36 @@ fn main() -> Result<()> {
     }
 }
 
-/// The model, with the type and shape of its input.
-fn load(mode: &str, file: &str) -> Result<(TypedModel, DatumType, Vec<usize>)> {
-    let (model, (datum, shape)) = match mode {
-        "outpost" => quant::load(Path::new(file), fix)?,
-        "tract" => {
-            let mut model = tract_onnx::onnx().model_for_path(file)?;
-            let known = fix(&mut model)?;
-            (model.into_optimized()?, known)
+/// A model that is ready to run, ours or plain tract's.
+enum Side {
+    Ours(Box<Plan>, State),
+    Tract(State),
+}
+
+impl Side {
+    fn load(mode: &str, file: &str, shape: &[usize]) -> Result<Self> {
+        match mode {
+            "outpost" => {
+                let dims: Vec<Dim> = shape.iter().map(|dim| Dim::Fixed(*dim)).collect();
+                let plan = Plan::load(Path::new(file), &dims)?;
+                let state = plan.state()?;
+                Ok(Side::Ours(Box::new(plan), state))
+            }
+            "tract" => {
+                let mut model = tract_onnx::onnx().model_for_path(file)?;
+                fix(&mut model)?;
+                Ok(Side::Tract(model.into_optimized()?.into_runnable()?.spawn()?))
+            }
+            other => bail!("{other} is neither outpost nor tract"),
         }
-        other => bail!("{other} is neither outpost nor tract"),
-    };
-    Ok((model, datum, shape))
+    }
+
+    fn run(&mut self, input: TValue) -> Result<TVec<TValue>> {
+        match self {
+            Side::Ours(plan, state) => plan.infer(state, input),
+            Side::Tract(state) => state.run(tvec!(input)),
+        }
+    }
 }
 
 /// Fixes every dimension of the input: what is open is 1.
@@ -78,14 +98,27 @@ fn peak_mib() -> Result<f64> {
     Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? / 1024.0)
 }
 
-fn time(mode: &str, file: &str, input: &str) -> Result<()> {
-    let input = std::fs::read(input)?;
+/// Some input, always the same: whole numbers, as bytes or floats.
+fn made(datum: DatumType, n: usize) -> Vec<u8> {
+    let bytes = (0..n as u32).map(|at| (at.wrapping_mul(0x9e37_79b9) >> 24) as u8);
+    if datum == f32::datum_type() {
+        bytes.flat_map(|byte| f32::from(byte).to_le_bytes()).collect()
+    } else {
+        bytes.collect()
+    }
+}
+
+fn time(mode: &str, file: &str, input: Option<&str>) -> Result<()> {
+    let (datum, shape) = fix(&mut tract_onnx::onnx().model_for_path(file)?)?;
+    let input = match input {
+        Some(input) => std::fs::read(input)?,
+        None => made(datum, shape.iter().product()),
+    };
     let before = peak_mib()?;
     let started = Instant::now();
-    let (model, datum, shape) = load(mode, file)?;
-    let mut state = model.into_runnable()?.spawn()?;
+    let mut side = Side::load(mode, file, &shape)?;
     let input = tensor(datum, &shape, &input)?.into_tvalue();
-    state.run(tvec!(input.clone()))?;
+    side.run(input.clone())?;
     let load_ms = started.elapsed().as_secs_f64() * 1e3;
     let peak = peak_mib()?;
     let mut out = std::io::stdout().lock();
@@ -96,7 +129,7 @@ fn time(mode: &str, file: &str, input: &str) -> Result<()> {
         let mut times = Vec::with_capacity(n);
         for _ in 0..n {
             let started = Instant::now();
-            state.run(tvec!(input.clone()))?;
+            side.run(input.clone())?;
             times.push(started.elapsed().as_nanos() as f64 / 1e3);
         }
         writeln!(out, "{times:?}")?;
@@ -106,14 +139,14 @@ fn time(mode: &str, file: &str, input: &str) -> Result<()> {
 }
 
 fn answer(file: &str, inputs: &str, outputs: &str) -> Result<()> {
-    let (model, datum, shape) = load("outpost", file)?;
-    let mut state = model.into_runnable()?.spawn()?;
+    let (datum, shape) = fix(&mut tract_onnx::onnx().model_for_path(file)?)?;
+    let mut side = Side::load("outpost", file, &shape)?;
     let size = shape.iter().product::<usize>() * datum.size_of();
     let inputs = std::fs::read(inputs)?;
     ensure!(inputs.len() % size == 0, "the model takes {size} bytes; the file has {}", inputs.len());
     let mut out = std::io::BufWriter::new(std::fs::File::create(outputs)?);
     for input in inputs.chunks_exact(size) {
-        let answers = state.run(tvec!(tensor(datum, &shape, input)?.into_tvalue()))?;
+        let answers = side.run(tensor(datum, &shape, input)?.into_tvalue())?;
         out.write_all(answers[0].as_bytes())?;
     }
     out.flush()?;

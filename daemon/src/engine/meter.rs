@@ -1,7 +1,7 @@
 //! How much of the heap a piece of work leaves taken: an allocator that counts, thread by thread.
 //!
 //! A plan's weights lie packed in places that no walk over the graph finds, so what a model takes is not added up
-//! but counted while it is loaded. The figure is the same in every process and on every run.
+//! but counted while it is loaded. The figure is the same on every run that loads the same models in the same order.
 #![allow(unsafe_code, reason = "an allocator is an unsafe trait; every call goes on to the system's")]
 
 use std::alloc::{GlobalAlloc, Layout, System};

@@ -17,11 +17,11 @@ pub const NAME: &str = "OutpostQuantized";
 pub const BODY: &str = "body";
 
 thread_local! {
-    static REFUSED: RefCell<Option<Refused>> = const { RefCell::new(None) };
+    static REFUSED: RefCell<Vec<Refused>> = const { RefCell::new(Vec::new()) };
 }
 
-/// The node that the last attempt in this thread could not lower.
-pub fn refused() -> Option<Refused> {
+/// The nodes that the last attempt in this thread could not lower.
+pub fn refused() -> Vec<Refused> {
     REFUSED.take()
 }
 
@@ -65,8 +65,9 @@ impl Quantized {
             return Ok(Arc::clone(unit));
         }
         let unit = lower::lower(&self.body, facts).map_err(|refused| {
-            REFUSED.set(Some(refused.clone()));
-            format_err!("{refused}")
+            let why = refused.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+            REFUSED.with_borrow_mut(|all| all.extend(refused));
+            format_err!("{why}")
         })?;
         let unit = Arc::new(unit);
         *lowered = Some((facts.to_vec(), Arc::clone(&unit)));
@@ -137,26 +138,22 @@ impl PartialEq for Run {
 impl Eq for Run {}
 
 impl Run {
-    /// Instruction set that it runs on.
-    pub fn kernels(&self) -> &'static str {
-        self.unit.program.kernels.name
+    /// The program that all of `model` is, if it is one.
+    pub fn alone(model: &TypedModel) -> Option<&Self> {
+        let node = model.node(model.outputs.first()?.node);
+        let all = (0..node.outputs.len()).map(|slot| OutletId::new(node.id, slot)).eq(model.outputs.iter().copied());
+        node.op_as::<Self>().filter(|_| all && node.inputs[..] == model.inputs[..])
     }
-}
 
-impl Op for Run {
-    fn name(&self) -> StaticName {
-        NAME.into()
-    }
-    op_as_typed_op!();
-}
-
-impl EvalOp for Run {
-    op_out_of_plan!();
-
-    fn eval(&self, _: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+    /// Runs the program.
+    ///
+    /// # Errors
+    /// Inputs of other types or sizes than it was made for.
+    pub fn answer(&self, inputs: &[TValue]) -> TractResult<TVec<TValue>> {
         let program = &self.unit.program;
         let mut memory = program.memory();
-        for (port, input) in self.unit.inputs.iter().zip(&inputs) {
+        for (port, input) in self.unit.inputs.iter().zip(inputs) {
+            ensure!(input.datum_type() == port.datum && input.shape() == port.shape, "an input of {input:?}");
             if port.datum == f32::datum_type() {
                 let to = &mut memory.floats[port.slot];
                 to.copy_from_slice(input.try_as_plain_ram()?.as_slice::<f32>()?);
@@ -176,19 +173,33 @@ impl EvalOp for Run {
                 if port.datum == f32::datum_type() {
                     return Ok(Tensor::from_shape(&port.shape, &memory.floats[port.slot][..n])?.into_tvalue());
                 }
-                let mut bytes = vec![0; n];
-                stored(port.datum, &memory.bytes[port.slot][..n], &mut bytes);
-                let tensor = if port.datum == u8::datum_type() {
-                    Tensor::from_shape(&port.shape, &bytes)?
-                } else {
-                    let signed: Vec<i8> = bytes.into_iter().map(|byte| byte as i8).collect();
-                    Tensor::from_shape(&port.shape, &signed)?
-                };
+                let mut tensor = Tensor::zero_dt(port.datum, &port.shape)?;
+                stored(port.datum, &memory.bytes[port.slot][..n], tensor.as_bytes_mut());
                 Ok(tensor.into_tvalue())
             })
             .collect();
         program.give_back(memory);
         outputs
+    }
+
+    /// Instruction set that it runs on.
+    pub fn kernels(&self) -> &'static str {
+        self.unit.program.kernels.name
+    }
+}
+
+impl Op for Run {
+    fn name(&self) -> StaticName {
+        NAME.into()
+    }
+    op_as_typed_op!();
+}
+
+impl EvalOp for Run {
+    op_out_of_plan!();
+
+    fn eval(&self, _: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+        self.answer(&inputs)
     }
 }
 

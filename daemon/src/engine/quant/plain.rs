@@ -208,3 +208,33 @@ fn dequantize(x: &Tensor, scale: &Tensor, zero: Option<&Tensor>, axis: i64) -> T
         data.map(|(at, x)| (x.wrapping_sub(zero[place(at)] as i32)) as f32 * scale[place(at)]).collect();
     Tensor::from_shape(x.shape(), &data)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_hold_zero() {
+        for (x, scale, zero) in [
+            (vec![0.0, 2.0, -3.0], 5.0 / 255.0, 153.0),
+            (vec![-1.0, -4.0], 4.0 / 255.0, 255.0),
+            (vec![1.0, 4.0], 4.0 / 255.0, 0.0),
+            (vec![0.0, 0.0], 1.0, 0.0),
+            (vec![], 1.0, 0.0),
+        ] {
+            assert_eq!(range(&x), (scale, zero), "{x:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_quantized_is_divided_rounded_to_even_and_saturated() -> TractResult<()> {
+        let x = tensor2(&[[0.5_f32, 1.5, 2.5, -1e9], [0.5, 1.5, 2.5, 1e9]]);
+        let scale = tensor1(&[1.0_f32, 0.5]);
+        let bytes = quantize(&x, &scale, Some(&tensor1(&[0_i8, 10])), 0, i8::datum_type())?;
+        assert_eq!(bytes, tensor2(&[[0_i8, 2, 2, -128], [11, 13, 15, 127]]));
+        let back = dequantize(&bytes, &scale, Some(&tensor1(&[0_i8, 10])), -2)?;
+        assert_eq!(back, tensor2(&[[0.0_f32, 2.0, 2.0, -128.0], [0.5, 1.5, 2.5, 58.5]]));
+        assert!(quantize(&x, &scale, None, 1, u8::datum_type()).is_err(), "two scales for four columns");
+        Ok(())
+    }
+}

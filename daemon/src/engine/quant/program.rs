@@ -140,7 +140,7 @@ pub struct Depthwise {
     pub window: Window,
     /// Successive pixels that one block takes: over 1 where channels are few.
     pub pixels: usize,
-    /// Where each of a row's pixels goes, from the row's start.
+    /// Where each block's pixels go.
     pub to: Vec<u32>,
     /// See [`Columns::taps`].
     pub taps: Vec<[u32; 4]>,
@@ -169,7 +169,7 @@ impl Depthwise {
         assert!(start + last + blocks * LANES <= self.window.size() + SLACK);
         assert!(self.weights.len() == blocks * self.taps.len());
         assert!(self.bias.len() == blocks && self.scale.len() == blocks);
-        assert!(self.to.len() * self.pixels == self.window.result[1]);
+        assert!(self.to.len() * self.pixels == self.window.result.iter().product::<usize>());
     }
 }
 
@@ -478,9 +478,11 @@ impl Program {
                     }
                     let out = &mut out[at * channels..][..channels];
                     if *floats {
-                        // Halves become even with the zero point added, so it is added first.
-                        let zero = to.zero as f32;
-                        let ends = Requant { zero: 0, low: to.low + zero, high: to.high + zero };
+                        // Halves become even with the zero point added, so it is added first: as an unsigned byte's,
+                        // however bytes are stored, because its size decides what the sum can hold.
+                        let shift = if super::kernel::SIGNED { 128 } else { 0 };
+                        let zero = (to.zero + shift) as f32;
+                        let ends = Requant { zero: -shift, low: to.low + zero, high: to.high + zero };
                         out.iter_mut().zip(&sizes).for_each(|(out, x)| *out = round(x / count(n) / by + zero, ends));
                     } else {
                         let scale = from / (by * count(n));
@@ -659,28 +661,26 @@ impl Program {
         // Few channels: a block takes some successive pixels at once.
         let width = window.source[2] * layer.pixels;
         let quads = layer.taps.len();
-        let line = window.frame()[1] * window.source[2] * window.stride[0];
-        for row in 0..window.result[0] {
-            for block in 0..layer.bias.len() {
-                let first = block * LANES;
-                let columns = Columns {
-                    x: source[row * line + first..].as_ptr(),
-                    step: window.stride[1] * width,
-                    pixels: layer.to.len(),
-                    taps: &layer.taps,
-                    shift: layer.shift,
-                    weights: &layer.weights[block * quads..][..quads],
-                    small: layer.small,
-                    bias: &layer.bias[block],
-                };
-                let run = |target: &Target| {
-                    // SAFETY: checked when the program was built.
-                    unsafe { (self.kernels.columns)(&columns, target) };
-                };
-                let scale = std::slice::from_ref(&layer.scale[block]);
-                let channels = first..width.min(first + LANES);
-                out.finish(&layer.finish, run, sums, scale, &layer.to, row * layer.to.len() * width, channels);
-            }
+        for block in 0..layer.bias.len() {
+            let first = block * LANES;
+            let columns = Columns {
+                x: source[first..].as_ptr(),
+                step: window.stride[1] * width,
+                pixels: window.result[1] / layer.pixels,
+                line: window.frame()[1] * window.source[2] * window.stride[0],
+                lines: window.result[0],
+                taps: &layer.taps,
+                shift: layer.shift,
+                weights: &layer.weights[block * quads..][..quads],
+                small: layer.small,
+                bias: &layer.bias[block],
+            };
+            let run = |target: &Target| {
+                // SAFETY: checked when the program was built.
+                unsafe { (self.kernels.columns)(&columns, target) };
+            };
+            let scale = std::slice::from_ref(&layer.scale[block]);
+            out.finish(&layer.finish, run, sums, scale, &layer.to, 0, first..width.min(first + LANES));
         }
         out.give_back(layer.result, bytes, floats);
     }

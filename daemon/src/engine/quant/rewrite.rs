@@ -34,7 +34,7 @@ enum Kind {
 
 /// Reads and optimises a model whose input facts `prepare` sets, with its quantized parts lowered.
 ///
-/// A node that turns out not to be lowered is left to tract, and the rest tried again.
+/// Nodes that turn out not to be lowered are left to tract, and the rest tried again.
 ///
 /// # Errors
 /// tract's own, or that of `prepare`.
@@ -48,13 +48,17 @@ pub fn load<T>(path: &Path, prepare: impl Fn(&mut InferenceModel) -> Result<T>) 
     let mut left = HashSet::new();
     loop {
         operator::refused();
-        let attempt = attempt(&onnx, &rewritten(&proto, &left), dir, &prepare);
-        match (attempt, operator::refused()) {
-            (Ok(model), _) => return Ok(model),
-            (Err(_), Some(refused)) if left.insert(refused.node.clone()) => {
-                tracing::debug!(file = %path.display(), "left to tract: {refused}");
-            }
-            (Err(error), _) => return Err(error),
+        let error = match attempt(&onnx, &rewritten(&proto, &left), dir, &prepare) {
+            Ok(model) => return Ok(model),
+            Err(error) => error,
+        };
+        let before = left.len();
+        for refused in operator::refused() {
+            tracing::debug!(file = %path.display(), "left to tract: {refused}");
+            left.insert(refused.node);
+        }
+        if left.len() == before {
+            return Err(error);
         }
     }
 }

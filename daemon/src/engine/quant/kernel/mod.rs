@@ -74,15 +74,20 @@ pub struct Product<'a> {
     pub bias: &'a [Sums],
 }
 
-/// Channels by themselves, for one block of them: `sum[p][c] = bias[c] + Σ x[p · step + tap + c] · w[tap][c]`.
+/// Channels by themselves, for one block of them, over lines of pixels:
+/// `sum[l][p][c] = bias[c] + Σ x[l · line + p · step + tap + c] · w[tap][c]`.
 #[derive(Debug, Clone, Copy)]
 pub struct Columns<'a> {
     /// Where offsets count from.
     pub x: *const u8,
     /// Bytes from one pixel's window to the next one's.
     pub step: usize,
-    /// Number of pixels.
+    /// Number of pixels in a line.
     pub pixels: usize,
+    /// Bytes from one line's first window to the next line's.
+    pub line: usize,
+    /// Number of lines.
+    pub lines: usize,
     /// Where the kernel's taps are, four at a time.
     pub taps: &'a [[u32; 4]],
     /// Bytes from each four taps to the next four, where that is the same for all; else 0.
@@ -222,7 +227,7 @@ mod tests {
 
         #[test]
         fn every_column_equals_the_portable(
-            pixels in 1..20_usize, pixel in 1..40_usize, stride in 1..4_usize, quads in 1..8_usize, even in any::<bool>(),
+            pixels in 1..20_usize, lines in 1..4_usize, pixel in 1..40_usize, stride in 1..4_usize, quads in 1..8_usize, even in any::<bool>(),
             padded in any::<bool>(),
             channels in 1..=LANES, scale in 1e-5_f32..0.1, zero in 0..256_i32,
             seed in any::<u64>(), extreme in any::<bool>(),
@@ -233,7 +238,8 @@ mod tests {
                 .map(|quad| four.map(|tap| if even { tap + (quad * pixel) as u32 } else { random() as u32 % 200 }))
                 .collect();
             let step = pixel * stride;
-            let x = bytes(&mut random, pixels * step + quads * pixel + 200 + SLACK);
+            let line = pixels * step + 3;
+            let x = bytes(&mut random, lines * line + quads * pixel + 200 + SLACK);
             let (mut weights, small) = weights(&mut random, quads);
             if padded {
                 // As of a column of three taps.
@@ -242,13 +248,13 @@ mod tests {
             let bias = sums(&mut random);
             let scale = scales(&mut random, 1, scale);
             let layer = Columns {
-                x: x.as_ptr(), step, pixels, taps: &taps, shift: if even { pixel } else { 0 }, weights: &weights, small,
+                x: x.as_ptr(), step, pixels, line, lines, taps: &taps, shift: if even { pixel } else { 0 }, weights: &weights, small,
                 bias: &bias,
             };
-            let to: Vec<u32> = (0..pixels).map(|pixel| (pixel * (channels + 1)) as u32).collect();
+            let to: Vec<u32> = (0..lines * pixels).map(|pixel| (pixel * (channels + 1)) as u32).collect();
             let run = |kernels: &Kernels| {
-                let mut raw = vec![Sums([-1; LANES]); pixels];
-                let mut out = vec![7; pixels * (channels + 1)];
+                let mut raw = vec![Sums([-1; LANES]); lines * pixels];
+                let mut out = vec![7; lines * pixels * (channels + 1)];
                 // SAFETY: the sizes above.
                 unsafe {
                     (kernels.columns)(&layer, &Target::Sums(raw.as_mut_ptr()));

@@ -36,20 +36,20 @@ unsafe fn product(layer: &Product, target: &Target) {
 }
 
 unsafe fn columns(layer: &Columns, target: &Target) {
-    for pixel in 0..layer.pixels {
+    for at in 0..layer.lines * layer.pixels {
+        let window = at / layer.pixels * layer.line + at % layer.pixels * layer.step;
         let mut sum = layer.bias.0;
         for (taps, w) in layer.taps.iter().zip(layer.weights) {
             for (i, tap) in taps.iter().enumerate() {
                 // SAFETY: the caller's, see [`Kernels::columns`].
-                let x =
-                    unsafe { layer.x.add(pixel * layer.step + *tap as usize).cast::<[u8; LANES]>().read_unaligned() };
+                let x = unsafe { layer.x.add(window + *tap as usize).cast::<[u8; LANES]>().read_unaligned() };
                 for (lane, sum) in sum.iter_mut().enumerate() {
                     *sum = sum.wrapping_add(value(x[lane]) * i32::from(w.0[lane * 4 + i]));
                 }
             }
         }
         // SAFETY: as above.
-        unsafe { put(target, pixel, 0, 1, &Sums(sum)) };
+        unsafe { put(target, at, 0, 1, &Sums(sum)) };
     }
 }
 

@@ -79,8 +79,8 @@ macro_rules! product {
     };
 }
 
-product!("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni", product_512, tile_512, rows: 6, lone: 8, blocks: 2, single: 8,
-    (1, 1) (2, 1) (3, 1) (4, 1) (5, 1) (6, 1) (7, 1) (8, 1) (1, 2) (2, 2) (3, 2) (4, 2) (5, 2) (6, 2) (1, 4) (1, 8));
+product!("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni", product_512, tile_512, rows: 6, lone: 12, blocks: 2, single: 8,
+    (1, 1) (2, 1) (3, 1) (4, 1) (5, 1) (6, 1) (7, 1) (8, 1) (9, 1) (10, 1) (11, 1) (12, 1) (1, 2) (2, 2) (3, 2) (4, 2) (5, 2) (6, 2) (1, 4) (1, 8));
 product!("avx2,avxvnni", product_vnni, tile_vnni, rows: 6, lone: 6, blocks: 1, single: 4,
     (1, 1) (2, 1) (3, 1) (4, 1) (5, 1) (6, 1) (1, 2) (1, 4));
 product!("avx2", product_avx2, tile_avx2, rows: 3, lone: 3, blocks: 1, single: 2,
@@ -201,21 +201,23 @@ macro_rules! narrow {
             unsafe {
                 let bias = load_256(layer.bias);
                 let mut quads = [[_mm256_setzero_si256(); 2]; Q];
-                for pixel in 0..layer.pixels {
-                    let x = layer.x.add(pixel * layer.step);
-                    let first = if pixel == 0 { 0 } else { KEPT };
-                    quads.copy_within(Q - first.., 0);
-                    for (quad, taps) in quads.iter_mut().zip(layer.taps).skip(first) {
-                        *quad = transposed(x, taps);
-                    }
-                    let mut sums = bias;
-                    for (quad, w) in quads.iter().zip(layer.weights) {
-                        for (half, sum) in sums.iter_mut().enumerate() {
-                            let w = _mm256_load_si256(std::ptr::from_ref(w).cast::<__m256i>().add(half));
-                            *sum = $add(*sum, $bytes(quad[half]), $weights(w));
+                for line in 0..layer.lines {
+                    for pixel in 0..layer.pixels {
+                        let x = layer.x.add(line * layer.line + pixel * layer.step);
+                        let first = if pixel == 0 { 0 } else { KEPT };
+                        quads.copy_within(Q - first.., 0);
+                        for (quad, taps) in quads.iter_mut().zip(layer.taps).skip(first) {
+                            *quad = transposed(x, taps);
                         }
+                        let mut sums = bias;
+                        for (quad, w) in quads.iter().zip(layer.weights) {
+                            for (half, sum) in sums.iter_mut().enumerate() {
+                                let w = _mm256_load_si256(std::ptr::from_ref(w).cast::<__m256i>().add(half));
+                                *sum = $add(*sum, $bytes(quad[half]), $weights(w));
+                            }
+                        }
+                        put_256(target, line * layer.pixels + pixel, 0, 1, sums);
                     }
-                    put_256(target, pixel, 0, 1, sums);
                 }
             }
         }
@@ -226,17 +228,19 @@ macro_rules! narrow {
             unsafe {
                 by_columns!(layer, target, $run);
                 let bias = load_256(layer.bias);
-                for pixel in 0..layer.pixels {
-                    let x = layer.x.add(pixel * layer.step);
-                    let mut sums = bias;
-                    for (taps, w) in layer.taps.iter().zip(layer.weights) {
-                        let quad = transposed(x, taps);
-                        for (half, sum) in sums.iter_mut().enumerate() {
-                            let w = _mm256_load_si256(std::ptr::from_ref(w).cast::<__m256i>().add(half));
-                            *sum = $add(*sum, $bytes(quad[half]), $weights(w));
+                for line in 0..layer.lines {
+                    for pixel in 0..layer.pixels {
+                        let x = layer.x.add(line * layer.line + pixel * layer.step);
+                        let mut sums = bias;
+                        for (taps, w) in layer.taps.iter().zip(layer.weights) {
+                            let quad = transposed(x, taps);
+                            for (half, sum) in sums.iter_mut().enumerate() {
+                                let w = _mm256_load_si256(std::ptr::from_ref(w).cast::<__m256i>().add(half));
+                                *sum = $add(*sum, $bytes(quad[half]), $weights(w));
+                            }
                         }
+                        put_256(target, line * layer.pixels + pixel, 0, 1, sums);
                     }
-                    put_256(target, pixel, 0, 1, sums);
                 }
             }
         }
@@ -383,22 +387,25 @@ unsafe fn run_512<const Q: usize, const KEPT: usize>(layer: &Columns, target: &T
         let w: [__m512i; Q] = std::array::from_fn(|quad| _mm512_load_si512(layer.weights.as_ptr().add(quad).cast()));
         let taps: [[u32; 4]; Q] = std::array::from_fn(|quad| layer.taps[quad]);
         let mut quads = [_mm512_setzero_si512(); Q];
-        for quad in 0..KEPT {
-            quads[Q - KEPT + quad] = transposed_512(layer.x, &taps[quad]);
-        }
-        for pixel in 0..layer.pixels {
-            let x = layer.x.add(pixel * layer.step);
+        for line in 0..layer.lines {
+            let x = layer.x.add(line * layer.line);
             for quad in 0..KEPT {
-                quads[quad] = quads[Q - KEPT + quad];
+                quads[Q - KEPT + quad] = transposed_512(x, &taps[quad]);
             }
-            for quad in KEPT..Q {
-                quads[quad] = transposed_512(x, &taps[quad]);
+            for pixel in 0..layer.pixels {
+                let x = x.add(pixel * layer.step);
+                for quad in 0..KEPT {
+                    quads[quad] = quads[Q - KEPT + quad];
+                }
+                for quad in KEPT..Q {
+                    quads[quad] = transposed_512(x, &taps[quad]);
+                }
+                let mut sum = bias;
+                for quad in 0..Q {
+                    sum = _mm512_dpbusd_epi32(sum, quads[quad], w[quad]);
+                }
+                put_512(target, line * layer.pixels + pixel, 0, 1, sum);
             }
-            let mut sum = bias;
-            for quad in 0..Q {
-                sum = _mm512_dpbusd_epi32(sum, quads[quad], w[quad]);
-            }
-            put_512(target, pixel, 0, 1, sum);
         }
     }
 }
@@ -409,14 +416,16 @@ unsafe fn columns_512(layer: &Columns, target: &Target) {
     unsafe {
         by_columns!(layer, target, run_512);
         let bias = load_512(layer.bias);
-        for pixel in 0..layer.pixels {
-            let x = layer.x.add(pixel * layer.step);
-            let mut sum = bias;
-            for (taps, w) in layer.taps.iter().zip(layer.weights) {
-                let w = _mm512_load_si512(std::ptr::from_ref(w).cast());
-                sum = _mm512_dpbusd_epi32(sum, transposed_512(x, taps), w);
+        for line in 0..layer.lines {
+            for pixel in 0..layer.pixels {
+                let x = layer.x.add(line * layer.line + pixel * layer.step);
+                let mut sum = bias;
+                for (taps, w) in layer.taps.iter().zip(layer.weights) {
+                    let w = _mm512_load_si512(std::ptr::from_ref(w).cast());
+                    sum = _mm512_dpbusd_epi32(sum, transposed_512(x, taps), w);
+                }
+                put_512(target, line * layer.pixels + pixel, 0, 1, sum);
             }
-            put_512(target, pixel, 0, 1, sum);
         }
     }
 }

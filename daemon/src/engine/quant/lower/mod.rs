@@ -12,7 +12,7 @@ mod product;
 pub(super) mod shape;
 mod window;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use tract_onnx::pb::NodeProto;
 use tract_onnx::prelude::*;
@@ -192,8 +192,8 @@ enum Value {
 /// Lowers `body` for inputs of the given types.
 ///
 /// # Errors
-/// The first node that cannot be lowered.
-pub fn lower(body: &Body, inputs: &[Fact]) -> Result<Unit, Refused> {
+/// The nodes that cannot be lowered, without those that follow from them.
+pub fn lower(body: &Body, inputs: &[Fact]) -> Result<Unit, Vec<Refused>> {
     let mut lowering = Lowering {
         values: HashMap::new(),
         opset: body.opset,
@@ -214,21 +214,37 @@ pub fn lower(body: &Body, inputs: &[Fact]) -> Result<Unit, Refused> {
             let slot = lowering.new_bytes(n);
             (slot, Value::Bytes(View::plain(slot, shape.clone()), *datum))
         } else {
-            return Err(Refused { node: first_reader(body, name), why: format!("takes {datum:?}") });
+            return Err(vec![Refused { node: first_reader(body, name), why: format!("takes {datum:?}") }]);
         };
         ports.push(Port { slot, datum: *datum, shape: shape.clone() });
         lowering.values.insert(name.clone(), value);
     }
+    let mut refused: Vec<Refused> = Vec::new();
+    let mut missing: HashSet<&str> = HashSet::new();
     for node in &body.nodes {
-        let name = || node.output.first().cloned().unwrap_or_default();
-        let value = lowering.node(node).map_err(|why| Refused { node: name(), why })?;
-        lowering.values.insert(name(), value);
+        let name = node.output.first().map_or("", String::as_str);
+        if node.input.iter().any(|input| missing.contains(input.as_str())) {
+            missing.insert(name);
+            continue;
+        }
+        match lowering.node(node) {
+            Ok(value) => drop(lowering.values.insert(name.to_owned(), value)),
+            Err(why) => {
+                missing.insert(name);
+                refused.push(Refused { node: name.to_owned(), why });
+            }
+        }
     }
     let mut outputs = Vec::new();
-    for name in &body.outputs {
+    for name in body.outputs.iter().filter(|name| !missing.contains(name.as_str())) {
         let value = lowering.values.get(name).cloned();
-        let port = value.ok_or_else(|| "is not made".to_owned()).and_then(|value| lowering.export(value));
-        outputs.push(port.map_err(|why| Refused { node: name.clone(), why })?);
+        match value.ok_or_else(|| "is not made".to_owned()).and_then(|value| lowering.export(value)) {
+            Ok(port) => outputs.push(port),
+            Err(why) => refused.push(Refused { node: name.clone(), why }),
+        }
+    }
+    if !refused.is_empty() {
+        return Err(refused);
     }
     let Lowering { steps, bytes, floats, .. } = lowering;
     Ok(Unit { program: Program::new(steps, bytes, floats, kernel::best()), inputs: ports, outputs })

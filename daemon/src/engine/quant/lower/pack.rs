@@ -135,7 +135,7 @@ fn depthwise(numbers: Numbers) -> Lowered<Depthwise> {
         source,
         result,
         pixels,
-        to: offsets((0..window.result[1] / pixels).map(|pixel| pixel * width))?,
+        to: offsets((0..window.result.iter().product::<usize>() / pixels).map(|pixel| pixel * width))?,
         taps: fours.iter().map(tap).collect::<Lowered<_>>()?,
         shift: if columns { window.dilation[1] * window.source[2] } else { 0 },
         small: small(&packed),

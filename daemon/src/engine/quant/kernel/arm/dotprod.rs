@@ -135,54 +135,57 @@ pub unsafe fn columns(layer: &Columns, target: &Target) {
             std::array::from_fn(|i| vld1q_s8(layer.weights.as_ptr().add(quad).cast::<i8>().add(i * 16)))
         };
         let (bias, out) = (load(layer.bias), Out::new(target, 1));
-        let x = layer.x.cast::<i8>();
-        match layer.taps {
-            // Successive pixels have columns of their windows in common: those are transposed once.
-            [taps, _, _] if layer.shift != 0 && layer.step == layer.shift => {
-                let w = [weights(0), weights(1), weights(2)];
-                let mut at = x;
-                let mut next = || {
-                    let column = transposed(at, taps);
-                    at = at.add(layer.shift);
-                    column
-                };
-                let (mut first, mut second) = (next(), next());
-                for pixel in 0..layer.pixels {
-                    let third = next();
-                    let mut sums = bias;
-                    add_products(&mut sums, &first, &w[0]);
-                    add_products(&mut sums, &second, &w[1]);
-                    add_products(&mut sums, &third, &w[2]);
-                    out.put(pixel, 0, [sums]);
-                    (first, second) = (second, third);
-                }
-            }
-            [taps, _, _] if layer.shift != 0 && layer.step == 2 * layer.shift => {
-                let w = [weights(0), weights(1), weights(2)];
-                let mut at = x;
-                let mut next = || {
-                    let column = transposed(at, taps);
-                    at = at.add(layer.shift);
-                    column
-                };
-                let mut first = next();
-                for pixel in 0..layer.pixels {
-                    let mut sums = bias;
-                    add_products(&mut sums, &first, &w[0]);
-                    add_products(&mut sums, &next(), &w[1]);
-                    first = next();
-                    add_products(&mut sums, &first, &w[2]);
-                    out.put(pixel, 0, [sums]);
-                }
-            }
-            _ => {
-                for pixel in 0..layer.pixels {
-                    let x = x.add(pixel * layer.step);
-                    let mut sums = bias;
-                    for (quad, taps) in layer.taps.iter().enumerate() {
-                        add_products(&mut sums, &transposed(x, taps), &weights(quad));
+        for line in 0..layer.lines {
+            let x = layer.x.cast::<i8>().add(line * layer.line);
+            let first_row = line * layer.pixels;
+            match layer.taps {
+                // Successive pixels have columns of their windows in common: those are transposed once.
+                [taps, _, _] if layer.shift != 0 && layer.step == layer.shift => {
+                    let w = [weights(0), weights(1), weights(2)];
+                    let mut at = x;
+                    let mut next = || {
+                        let column = transposed(at, taps);
+                        at = at.add(layer.shift);
+                        column
+                    };
+                    let (mut first, mut second) = (next(), next());
+                    for pixel in 0..layer.pixels {
+                        let third = next();
+                        let mut sums = bias;
+                        add_products(&mut sums, &first, &w[0]);
+                        add_products(&mut sums, &second, &w[1]);
+                        add_products(&mut sums, &third, &w[2]);
+                        out.put(first_row + pixel, 0, [sums]);
+                        (first, second) = (second, third);
                     }
-                    out.put(pixel, 0, [sums]);
+                }
+                [taps, _, _] if layer.shift != 0 && layer.step == 2 * layer.shift => {
+                    let w = [weights(0), weights(1), weights(2)];
+                    let mut at = x;
+                    let mut next = || {
+                        let column = transposed(at, taps);
+                        at = at.add(layer.shift);
+                        column
+                    };
+                    let mut first = next();
+                    for pixel in 0..layer.pixels {
+                        let mut sums = bias;
+                        add_products(&mut sums, &first, &w[0]);
+                        add_products(&mut sums, &next(), &w[1]);
+                        first = next();
+                        add_products(&mut sums, &first, &w[2]);
+                        out.put(first_row + pixel, 0, [sums]);
+                    }
+                }
+                _ => {
+                    for pixel in 0..layer.pixels {
+                        let x = x.add(pixel * layer.step);
+                        let mut sums = bias;
+                        for (quad, taps) in layer.taps.iter().enumerate() {
+                            add_products(&mut sums, &transposed(x, taps), &weights(quad));
+                        }
+                        out.put(first_row + pixel, 0, [sums]);
+                    }
                 }
             }
         }

@@ -197,28 +197,29 @@ unsafe fn pixels<const Q: usize, const T: usize, const SMALL: bool>(layer: &Colu
         });
         let taps: [[usize; T]; Q] = std::array::from_fn(|quad| std::array::from_fn(|i| layer.taps[quad][i] as usize));
         let (bias, out) = (load(layer.bias), Out::new(target, 1));
-        let mut x = layer.x.cast::<i8>();
-        for pixel in 0..layer.pixels {
-            let mut sums = bias;
-            let mut held = None;
-            for quad in 0..Q {
-                for tap in 0..T {
-                    let (x, w) = (vld1q_s8(x.add(taps[quad][tap])), weights[quad][tap]);
-                    match held {
-                        None if SMALL => held = Some(products(x, w)),
-                        None => sums = widen(sums, products(x, w)),
-                        Some(before) => {
-                            sums = widen(sums, add_products(before, x, w));
-                            held = None;
+        for line in 0..layer.lines {
+            for pixel in 0..layer.pixels {
+                let x = layer.x.cast::<i8>().add(line * layer.line + pixel * layer.step);
+                let mut sums = bias;
+                let mut held = None;
+                for quad in 0..Q {
+                    for tap in 0..T {
+                        let (x, w) = (vld1q_s8(x.add(taps[quad][tap])), weights[quad][tap]);
+                        match held {
+                            None if SMALL => held = Some(products(x, w)),
+                            None => sums = widen(sums, products(x, w)),
+                            Some(before) => {
+                                sums = widen(sums, add_products(before, x, w));
+                                held = None;
+                            }
                         }
                     }
                 }
+                if let Some(products) = held {
+                    sums = widen(sums, products);
+                }
+                out.put(line * layer.pixels + pixel, 0, [sums]);
             }
-            if let Some(products) = held {
-                sums = widen(sums, products);
-            }
-            out.put(pixel, 0, [sums]);
-            x = x.wrapping_add(layer.step);
         }
     }
 }
@@ -227,23 +228,24 @@ unsafe fn any_pixels<const SMALL: bool>(layer: &Columns, target: &Target) {
     // SAFETY: the caller's, see [`Kernels::columns`].
     unsafe {
         let (bias, out) = (load(layer.bias), Out::new(target, 1));
-        let mut x = layer.x.cast::<i8>();
-        for pixel in 0..layer.pixels {
-            let mut sums = bias;
-            for (taps, w) in layer.taps.iter().zip(layer.weights) {
-                let w = vld4q_s8(w.0.as_ptr());
-                let x: Four<int8x16_t> = std::array::from_fn(|i| vld1q_s8(x.add(taps[i] as usize)));
-                if SMALL {
-                    sums = widen(sums, add_products(products(x[0], w.0), x[1], w.1));
-                    sums = widen(sums, add_products(products(x[2], w.2), x[3], w.3));
-                } else {
-                    for (x, w) in x.into_iter().zip([w.0, w.1, w.2, w.3]) {
-                        sums = widen(sums, products(x, w));
+        for line in 0..layer.lines {
+            for pixel in 0..layer.pixels {
+                let x = layer.x.cast::<i8>().add(line * layer.line + pixel * layer.step);
+                let mut sums = bias;
+                for (taps, w) in layer.taps.iter().zip(layer.weights) {
+                    let w = vld4q_s8(w.0.as_ptr());
+                    let x: Four<int8x16_t> = std::array::from_fn(|i| vld1q_s8(x.add(taps[i] as usize)));
+                    if SMALL {
+                        sums = widen(sums, add_products(products(x[0], w.0), x[1], w.1));
+                        sums = widen(sums, add_products(products(x[2], w.2), x[3], w.3));
+                    } else {
+                        for (x, w) in x.into_iter().zip([w.0, w.1, w.2, w.3]) {
+                            sums = widen(sums, products(x, w));
+                        }
                     }
                 }
+                out.put(line * layer.pixels + pixel, 0, [sums]);
             }
-            out.put(pixel, 0, [sums]);
-            x = x.wrapping_add(layer.step);
         }
     }
 }
