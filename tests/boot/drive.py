@@ -17,7 +17,7 @@ WORK = sys.argv[1]
 NODE = "gateway"
 USER, PASSWORD = "gateway", "a password from a credential"
 # Emulation on a busy machine is slow.
-PATIENCE = 240
+PATIENCE = 900
 TEXT = "smoke from the gearbox"
 
 started = time.monotonic()
