@@ -174,6 +174,11 @@ impl Daemon {
         Daemon { name: name.to_owned(), url: url.to_owned(), dir, env, process: None }
     }
 
+    /// Its configuration, its log and its store.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
     pub fn config(&self) -> PathBuf {
         self.dir.path().join("outpost.toml")
     }
@@ -413,7 +418,7 @@ pub fn first_label(asked: &Asked) -> Value {
 
 /// Configuration of one provider `cloud` of this kind at the stand-in; its key is in `CLOUD_KEY`.
 pub fn provider(kind: &str, standin: &Standin) -> String {
-    let path = if kind == "anthropic" { "" } else { "/v1" };
+    let path = if matches!(kind, "anthropic" | "gemini") { "" } else { "/v1" };
     format!(
         "[uplink.provider.cloud]\nkind = \"{kind}\"\nbase_url = \"{}{path}\"\nmodel = \"big\"\ncredential = \"cloud-key\"\n\
          usd_per_million_input_tokens = 3.0\nusd_per_million_output_tokens = 15.0\n",

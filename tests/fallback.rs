@@ -32,7 +32,7 @@ fn with(mut envelope: Value, key: &str, value: Value) -> Value {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_kind_of_provider_answers_in_the_shape_of_the_task() {
-    for kind in ["anthropic", "openai", "openai-compatible"] {
+    for kind in ["anthropic", "openai", "gemini", "openai-compatible"] {
         let cloud = standin().await;
         let (_broker, _daemon, mut client) = node("", &cloud, kind).await;
         let series: Vec<f64> = (0..2000).map(|i| f64::from(i % 7)).collect();

@@ -7,15 +7,20 @@
 mod common;
 
 mod bad_input;
+mod better;
 mod brokers;
+mod calibrate;
 mod commands;
 mod conformance;
 mod duplicates;
 mod fallback;
 mod flow;
 mod models;
+mod money;
 mod overload;
+mod providers;
 mod reconnect;
 mod reload;
 mod shutdown;
 mod units;
+mod uplink;

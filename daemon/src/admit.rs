@@ -144,6 +144,11 @@ impl Gate {
         self.room.lock().running.remove(key).unwrap_or_default()
     }
 
+    /// A job of an earlier run is still held: the same one is not run beside it.
+    pub fn resume(&self, key: Key) {
+        self.room.lock().running.insert(key, Vec::new());
+    }
+
     /// From now on no job is admitted.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);

@@ -4,20 +4,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinHandle;
 
 use crate::admit::Gate;
 use crate::config::{self, BrokerAt, Config};
 use crate::dispatch::{Dispatch, InForce};
 use crate::engine::{Pool, Registry, Shelf, meter};
+use crate::hold::Hold;
 use crate::intake::Reader;
 use crate::intake::link::{self, Link};
 use crate::status::{self, Report, State};
 use crate::store::Store;
 use crate::systemd;
 use crate::topic::Topics;
-use crate::uplink::Uplink;
+use crate::uplink::{self, Books, Budgets, Uplink};
 
 /// How often a changed load is told.
 const STATUS_EVERY: Duration = Duration::from_secs(15);
@@ -59,11 +60,18 @@ impl App {
         systemd::status("loading models");
         let models = config.models.clone();
         let registry = tokio::task::spawn_blocking(move || load(&models, None)).await?;
+        let (store_dir, window) = (config.store.clone(), config.uplink.hold_offline);
+        let budgets = budgets(&config);
+        let opened = tokio::task::spawn_blocking(move || {
+            let hold = Hold::open(&store_dir, window)?;
+            Ok::<_, std::io::Error>((hold, Books::open(&store_dir, budgets)?))
+        });
+        let (hold, books) = opened.await?.with_context(|| format!("store.dir {}", config.store.display()))?;
         let uplink = match uplink {
             Some(uplink) => uplink,
             None => Uplink::new(&config.uplink.providers)?,
         };
-        let uplink = Arc::new(uplink);
+        let uplink = Arc::new(uplink.with_books(books).with_hedge(config.uplink.hedge));
 
         #[cfg(feature = "broker")]
         let mut broker = None;
@@ -106,7 +114,11 @@ impl App {
             routing: config.routing.clone(),
             store,
             outbox: Arc::clone(&link.outbox),
+            hold: Arc::new(hold),
+            // The other half of the room stays for jobs that can be answered now.
+            patient: Arc::new(Semaphore::new((config.jobs.queue / 2).max(1))),
         }));
+        in_force.get().resume_held();
 
         let (deliver, arrived) = Link::channel(config.jobs.queue);
         let (told, connection) = watch::channel(link::State::New);
@@ -126,6 +138,8 @@ impl App {
             #[cfg(feature = "broker")]
             _broker: broker,
         };
+        let held = Arc::clone(&app.in_force);
+        app.tasks.push(tokio::spawn(async move { held.send_held().await }));
         app.tasks.push(tokio::spawn(keep_status(app.reporter(), connection, Arc::clone(&app.changed))));
         Ok(app)
     }
@@ -183,28 +197,25 @@ impl App {
         let (models, known) = (config.models.clone(), Arc::clone(&before.registry));
         let registry = tokio::task::spawn_blocking(move || load(&models, Some(&known))).await;
         let registry = registry.unwrap_or_else(|_| Arc::clone(&before.registry));
-        let mut uplink = Arc::clone(&before.uplink);
-        if config.uplink != self.config.uplink {
-            match Uplink::new(&config.uplink.providers) {
-                Ok(new) => {
-                    uplink = Arc::new(new);
-                    self.config.uplink = config.uplink;
-                }
-                Err(error) => tracing::error!("uplink: {error:#}; it stays as it was"),
-            }
+        let mut routing = config.routing;
+        for (task, rule) in &mut routing.task {
+            rule.budget_usd_per_day = self.config.routing.task.get(task).and_then(|rule| rule.budget_usd_per_day);
         }
         self.in_force.set(Dispatch {
             reader: Reader { reply_to: config.jobs.reply_to.clone(), ..before.reader.clone() },
             gate: Arc::clone(&before.gate),
             registry,
             pool: Arc::clone(&before.pool),
-            uplink,
-            routing: config.routing.clone(),
+            // With its books, its memory of providers and the jobs that wait for it.
+            uplink: Arc::clone(&before.uplink),
+            routing: routing.clone(),
             store: Arc::clone(&before.store),
             outbox: Arc::clone(&before.outbox),
+            hold: Arc::clone(&before.hold),
+            patient: Arc::clone(&before.patient),
         });
         self.in_force.get().registry.let_go(&before.registry);
-        self.config.routing = config.routing;
+        self.config.routing = routing;
         self.config.models.dir = config.models.dir;
         self.config.jobs.reply_to = config.jobs.reply_to;
         self.changed.notify_one();
@@ -253,6 +264,9 @@ impl App {
         }
         for task in &self.tasks {
             task.abort();
+        }
+        if tokio::time::timeout(GOODBYE, dispatch.uplink.recorded()).await.is_err() {
+            tracing::warn!("the last calls to providers are not recorded: they count in full after the next start");
         }
     }
 }
@@ -341,6 +355,15 @@ async fn keep_status(reporter: Reporter, mut connection: watch::Receiver<link::S
     }
 }
 
+/// The budgets of node and tasks.
+fn budgets(config: &Config) -> Budgets {
+    let task = config.routing.task.iter();
+    Budgets {
+        node: config.uplink.budget_usd_per_day.map(uplink::nano),
+        task: task.filter_map(|(task, rule)| Some((task.clone(), uplink::nano(rule.budget_usd_per_day?)))).collect(),
+    }
+}
+
 /// What to do where nobody has said where the broker is.
 const UNCHOSEN: &str = "no broker is configured: set broker.url in the configuration (\"embedded\" needs no other \
                         broker) and restart; `outpost check` says what else is missing";
@@ -355,6 +378,8 @@ fn fixed(old: &Config, new: &Config) -> Vec<&'static str> {
         ("jobs.queue", old.jobs.queue != new.jobs.queue),
         ("jobs.max_bytes", old.jobs.max_bytes != new.jobs.max_bytes),
         ("jobs.remember_s", old.jobs.remember != new.jobs.remember),
+        ("uplink", old.uplink != new.uplink),
+        ("routing.task budgets", budgets(old).task != budgets(new).task),
         ("store.dir", old.store != new.store),
     ];
     rows.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect()

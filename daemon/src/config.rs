@@ -112,13 +112,17 @@ pub struct Routing {
 }
 
 /// One task's rule.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TaskRule {
     /// Which tier goes first, or alone.
     pub prefer: Prefer,
     /// The task's privacy.
     pub privacy: Option<Privacy>,
+    /// Most that closed models may cost for this task in a day (UTC), US dollars; none: no limit.
+    pub budget_usd_per_day: Option<f64>,
+    /// How long a closed model's answer is given again to the same question, in seconds; 0: never.
+    pub cache_s: u32,
 }
 
 /// Which tier goes first, or alone.
@@ -141,6 +145,13 @@ pub enum Prefer {
 pub struct Uplink {
     /// Providers in the order in which they are asked.
     pub providers: Vec<Provider>,
+    /// Most that they may cost in a day (UTC), US dollars; none: no limit.
+    pub budget_usd_per_day: Option<f64>,
+    /// How long a job without a deadline is kept on disk while no provider can be reached; zero: it is
+    /// answered as it stands.
+    pub hold_offline: Duration,
+    /// How long the first provider may take until the next one is asked beside it; none: never.
+    pub hedge: Option<Duration>,
 }
 
 /// A wire format.
@@ -151,6 +162,8 @@ pub enum Kind {
     Anthropic,
     /// OpenAI Responses.
     Openai,
+    /// Gemini generateContent.
+    Gemini,
     /// OpenAI Chat Completions, as spoken by many others.
     OpenaiCompatible,
 }
@@ -172,6 +185,30 @@ pub struct Provider {
     pub usd_per_million_input_tokens: f64,
     /// US dollars for a million tokens written.
     pub usd_per_million_output_tokens: f64,
+    /// US dollars for a million tokens read from the provider's prompt cache.
+    pub usd_per_million_cached_tokens: f64,
+    /// Requests that may be on their way at once, at least 1; more wait.
+    pub concurrency: usize,
+}
+
+impl Provider {
+    /// Requests on their way at once, where nothing is said.
+    pub const CONCURRENCY: usize = 16;
+
+    /// A provider that costs nothing and needs no credential, at the public address of its kind.
+    pub fn new(name: &str, kind: Kind, model: &str) -> Self {
+        Provider {
+            name: name.to_owned(),
+            kind,
+            base_url: None,
+            model: model.to_owned(),
+            credential: None,
+            usd_per_million_input_tokens: 0.0,
+            usd_per_million_output_tokens: 0.0,
+            usd_per_million_cached_tokens: 0.0,
+            concurrency: Self::CONCURRENCY,
+        }
+    }
 }
 
 mod raw {
@@ -235,7 +272,8 @@ mod raw {
     pub struct Uplink {
         pub order: Option<Vec<String>>,
         pub budget_usd_per_day: Option<f64>,
-        pub hold_offline_s: u64,
+        pub hold_offline_s: u32,
+        pub hedge_ms: u32,
         pub provider: BTreeMap<String, Provider>,
     }
     #[derive(Deserialize)]
@@ -249,6 +287,8 @@ mod raw {
         pub usd_per_million_input_tokens: f64,
         #[serde(default)]
         pub usd_per_million_output_tokens: f64,
+        pub usd_per_million_cached_tokens: Option<f64>,
+        pub concurrency: Option<usize>,
     }
     #[derive(Deserialize, Default)]
     #[serde(deny_unknown_fields, default)]
@@ -367,10 +407,17 @@ fn validate(file: raw::File) -> Result<Config, Vec<String>> {
                 if let Some(Err(error)) = p.base_url.as_deref().map(url::Url::parse) {
                     wrong.push(format!("uplink.provider.{name}.base_url: {error}"));
                 }
-                for usd in [p.usd_per_million_input_tokens, p.usd_per_million_output_tokens] {
-                    if !(usd.is_finite() && usd >= 0.0) {
+                let (input, output) = (p.usd_per_million_input_tokens, p.usd_per_million_output_tokens);
+                // Without a price of its own a cached token is counted as any other.
+                let cached = p.usd_per_million_cached_tokens.unwrap_or(input);
+                for usd in [input, output, cached] {
+                    if !is_money(usd) {
                         wrong.push(format!("uplink.provider.{name}: a price of {usd} is not a price"));
                     }
+                }
+                let concurrency = p.concurrency.unwrap_or(Provider::CONCURRENCY);
+                if !(1..=1024).contains(&concurrency) {
+                    wrong.push(format!("uplink.provider.{name}.concurrency: {concurrency} is not within 1 to 1024"));
                 }
                 providers.push(Provider {
                     name,
@@ -378,8 +425,10 @@ fn validate(file: raw::File) -> Result<Config, Vec<String>> {
                     base_url: p.base_url.clone(),
                     model: p.model.clone(),
                     credential: p.credential.clone(),
-                    usd_per_million_input_tokens: p.usd_per_million_input_tokens,
-                    usd_per_million_output_tokens: p.usd_per_million_output_tokens,
+                    usd_per_million_input_tokens: input,
+                    usd_per_million_output_tokens: output,
+                    usd_per_million_cached_tokens: cached,
+                    concurrency,
                 });
             }
         }
@@ -388,11 +437,21 @@ fn validate(file: raw::File) -> Result<Config, Vec<String>> {
     if !(memory_mib.is_finite() && memory_mib > 0.0) {
         wrong.push(format!("models.memory_mib: {memory_mib} is not over 0"));
     }
-    if file.uplink.budget_usd_per_day.is_some() {
-        notes.push("uplink.budget_usd_per_day is not enforced by this version".to_owned());
+    let mut budget = |key: String, usd: Option<f64>| {
+        if let Some(usd) = usd.filter(|usd| !is_money(*usd)) {
+            wrong.push(format!("{key}: {usd} is not an amount of US dollars"));
+        }
+    };
+    budget("uplink.budget_usd_per_day".to_owned(), file.uplink.budget_usd_per_day);
+    let budgeted = file.uplink.budget_usd_per_day.is_some()
+        || file.routing.task.values().any(|rule| rule.budget_usd_per_day.is_some());
+    let free = |p: &&Provider| p.usd_per_million_input_tokens + p.usd_per_million_output_tokens == 0.0;
+    for provider in providers.iter().filter(|_| budgeted).filter(free) {
+        let name = &provider.name;
+        notes.push(format!("uplink.provider.{name} has no prices: no budget counts what it costs"));
     }
-    if file.uplink.hold_offline_s > 0 {
-        notes.push("uplink.hold_offline_s is not used by this version: jobs are never held".to_owned());
+    for (task, rule) in &file.routing.task {
+        budget(format!("routing.task.\"{task}\".budget_usd_per_day"), rule.budget_usd_per_day);
     }
     if file.http.listen.is_some_and(|listen| !listen.is_empty()) {
         notes.push("http.listen is not served by this version".to_owned());
@@ -426,11 +485,21 @@ fn validate(file: raw::File) -> Result<Config, Vec<String>> {
             remember: Duration::from_secs(file.jobs.remember_s.unwrap_or(3600)),
         },
         routing: Routing { privacy: file.routing.privacy.unwrap_or(Privacy::Cloud), task: file.routing.task },
-        uplink: Uplink { providers },
+        uplink: Uplink {
+            providers,
+            budget_usd_per_day: file.uplink.budget_usd_per_day,
+            hold_offline: Duration::from_secs(file.uplink.hold_offline_s.into()),
+            hedge: Some(Duration::from_millis(file.uplink.hedge_ms.into())).filter(|hedge| !hedge.is_zero()),
+        },
         store: file.store.dir.unwrap_or_else(|| "/var/lib/outpost".into()),
         notes,
     };
     if wrong.is_empty() { Ok(config) } else { Err(wrong) }
+}
+
+/// Whether `usd` is an amount that can be counted.
+fn is_money(usd: f64) -> bool {
+    usd.is_finite() && (0.0..=1e9).contains(&usd)
 }
 
 fn broker_at(text: &str, listen: Option<&str>, wrong: &mut Vec<String>) -> BrokerAt {
@@ -510,6 +579,9 @@ mod tests {
             ("[node]\nname = \"Press 7\"", "`Press 7` is not a name"),
             ("[broker]\nurl = \"http://x\"", "broker.url: `http://`"),
             ("[uplink]\norder = [\"claude\"]", "no [uplink.provider.claude]"),
+            ("[uplink]\nbudget_usd_per_day = -1.0", "uplink.budget_usd_per_day: -1 is not an amount"),
+            ("[routing.task.\"x\"]\nbudget_usd_per_day = nan", "NaN is not an amount"),
+            ("[uplink.provider.a]\nkind = \"gemini\"\nmodel = \"m\"\nconcurrency = 0", "concurrency: 0 is not within"),
             ("[routing.task.\"text.generate\"]\nprefer = \"moon\"", "prefer"),
         ];
         for (text, part) in rows {

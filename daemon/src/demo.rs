@@ -268,30 +268,26 @@ fn summary(replies: &[Value], good: usize) {
 
 /// Closed models whose keys are in the environment; without any, the stand-in.
 async fn uplink() -> Result<(Uplink, Option<Standin>)> {
-    let provider = |name: &str, kind, base_url: Option<String>, model: &str| Provider {
-        name: name.to_owned(),
-        kind,
-        base_url,
-        model: model.to_owned(),
-        credential: None,
-        usd_per_million_input_tokens: 0.0,
-        usd_per_million_output_tokens: 0.0,
-    };
     let model = |name: &str, default: &str| std::env::var(name).unwrap_or_else(|_| default.to_owned());
     let mut real = Vec::new();
     if let Some(key) = credential("anthropic-api-key") {
         let model = model("ANTHROPIC_MODEL", "claude-haiku-4-5");
-        real.push((provider("anthropic", Kind::Anthropic, None, &model), Some(key)));
+        real.push((Provider::new("anthropic", Kind::Anthropic, &model), Some(key)));
     }
     if let Some(key) = credential("openai-api-key") {
         let model = model("OPENAI_MODEL", "gpt-5-mini");
-        real.push((provider("openai", Kind::Openai, None, &model), Some(key)));
+        real.push((Provider::new("openai", Kind::Openai, &model), Some(key)));
+    }
+    if let Some(key) = credential("gemini-api-key") {
+        let model = model("GEMINI_MODEL", "gemini-2.5-flash");
+        real.push((Provider::new("gemini", Kind::Gemini, &model), Some(key)));
     }
     if !real.is_empty() {
         return Ok((Uplink::with_keys(real)?, None));
     }
     let standin = Standin::start(recorded).await.context("the stand-in")?;
-    let provider = provider("stand-in", Kind::Anthropic, Some(standin.url()), standin::MODEL);
+    let base_url = Some(standin.url());
+    let provider = Provider { base_url, ..Provider::new("stand-in", Kind::Anthropic, standin::MODEL) };
     let uplink = Uplink::with_keys(vec![(provider, Some(Secret::new(standin::KEY.to_owned())))])?;
     Ok((uplink, Some(standin)))
 }

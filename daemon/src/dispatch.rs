@@ -7,27 +7,46 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 use crate::admit::{Admitted, Gate, Verdict};
-use crate::config::{Prefer, Routing};
+use crate::config::Routing;
 use crate::engine::package::{OutputKind, Package};
 use crate::engine::{Model, Pool, Registry, meter};
+use crate::hold::{Held, Hold};
 use crate::intake::link::Arrived;
-use crate::intake::{Incoming, Reader};
+use crate::intake::{Incoming, Reader, Receipt};
 use crate::job::{
-    By, Code, Fault, Job, Outcome, Output, Privacy, Reply, ReplyTo, Station, Status, TASKS, Tier, Timing,
+    By, Code, Fault, Job, Outcome, Output, Privacy, Reply, ReplyTo, Station, Status, TASKS, Tier, Timing, When,
 };
-use crate::reply::{Message, Outbox};
-use crate::route::{Device, Facts, Plan, Provider, Stop, route};
-use crate::store::Store;
-use crate::uplink::{Question, Shape, Uplink, UplinkError};
+use crate::reply::{Keep, Message, Outbox};
+use crate::route::{Ask, Device, Facts, Local, Plan, PrivacyRules, Stop, doubt, route};
+use crate::store::{Key, Store};
+use crate::uplink::{self, Question, Reason, Request, Shape, Uplink, UplinkError};
 use crate::vitals::{BEAT, Pulse};
 
 /// Tokens that a label and its confidence take, with room to spare.
 const ANSWER_TOKENS: u32 = 256;
 /// Tokens of a generated text where the job does not say.
 const TEXT_TOKENS: u32 = 1024;
+
+/// Longest side of a picture that is sent up, in pixels; a model that sees less needs less.
+const PICTURE_SIDE: (u32, u32) = (256, 1024);
+/// Pixels sent up for each pixel that the local model sees.
+const PICTURE_SCALE: u32 = 8;
+/// Time that is kept for the way back of a closed model's answer, at most; an answer that comes later
+/// would be late for the requester.
+const WAY_BACK: Duration = Duration::from_millis(50);
+/// How often a held job is tried while no provider can be reached.
+const HOLD_EVERY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
+/// Replies to held jobs that may wait for the broker.
+const HELD_OUT: usize = 64;
+/// A job that was told an uncertain answer asks again for a better one after this long, then twice that …
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+/// … and at last every so often, until its deadline.
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+/// How often such a job looks whether the node is to stop.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// Everything that a job meets on its way.
 pub struct Dispatch {
@@ -47,6 +66,16 @@ pub struct Dispatch {
     pub store: Arc<Store>,
     /// Replies going out.
     pub outbox: Arc<Outbox>,
+    /// Jobs that wait for the way up to open.
+    pub hold: Arc<Hold>,
+    /// Jobs that may wait for an outage to end, having been told an uncertain answer.
+    pub patient: Arc<Semaphore>,
+}
+
+/// The reply to a job, and whether it only is as it is for want of a way up.
+struct Answered {
+    reply: Reply,
+    away: bool,
 }
 
 /// The rules and models in force. A reload puts others in their place; jobs in hand go on under those
@@ -67,6 +96,14 @@ impl InForce {
     /// From the next job on `dispatch` is in force.
     pub fn set(&self, dispatch: Dispatch) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(dispatch);
+    }
+
+    /// Sends held jobs up, oldest first, whenever a provider can be reached; never ends.
+    pub async fn send_held(&self) {
+        let mut pause = HOLD_EVERY.0;
+        loop {
+            self.get().send_oldest(&mut pause).await;
+        }
     }
 
     /// Reads and admits what arrives until the channel closes; for a thread of its own.
@@ -133,92 +170,180 @@ impl Dispatch {
     async fn carry_out(&self, admitted: Admitted) {
         let Admitted { job, reply_to, key, receipt, slot } = admitted;
         let job = Arc::new(job);
-        let reply = self.answer(&job).await;
+        // Not acknowledged and not remembered: after a crash the job comes again, for its better answer.
+        let early = |reply: Reply| self.outbox.send(message(reply_to.clone(), reply.encode()), Vec::new(), None);
+        let answered = self.answer(&job, receipt.is_some(), &early).await;
+        let Some(Answered { reply, away }) = answered else { return };
+        let receipts: Vec<_> = receipt.into_iter().collect();
+        if away && job.wishes.deadline.is_none() && self.hold.is_on() {
+            let (hold, job, to) = (Arc::clone(&self.hold), Arc::clone(&job), reply_to.clone());
+            let kept = tokio::task::spawn_blocking(move || hold.keep(&job, &to, key)).await;
+            match kept.map_err(std::io::Error::other).and_then(|kept| kept) {
+                Ok(()) => return self.outbox.acknowledge(receipts),
+                Err(error) => tracing::warn!("a job is not held, but answered as it stands: {error}"),
+            }
+        }
+        self.send(&job, reply, reply_to, key, receipts, Keep::Room(slot)).await;
+    }
+
+    /// Remembers a reply and sends it.
+    async fn send(
+        &self,
+        job: &Job,
+        reply: Reply,
+        reply_to: ReplyTo,
+        key: Option<Key>,
+        mut receipts: Vec<Receipt>,
+        keep: Keep,
+    ) {
         if let Some(error) = &reply.error {
             tracing::debug!(id = job.id.as_deref(), task = job.task, code = ?error.code, "{}", error.message);
         }
         let payload = reply.encode();
-        let mut receipts: Vec<_> = receipt.into_iter().collect();
         if let Some(key) = key {
             self.store.put(key, payload.clone()).await;
             receipts.extend(self.gate.answered(&key));
         }
-        self.outbox.send(message(reply_to, payload), receipts, Some(slot));
+        self.outbox.send(message(reply_to, payload), receipts, Some(keep));
     }
 
-    /// The reply to a job: tried where the plan says, until something answers for certain.
-    pub async fn answer(&self, job: &Arc<Job>) -> Reply {
-        let wanted = job.wishes.model.as_deref();
-        let model = self.registry.find(&job.task, wanted);
-        let package = match model {
-            Some(model) => Some(&model.package),
-            None => self.registry.find_too_large(&job.task, wanted).map(|(package, _)| package),
-        };
-        let question = self.question(job, package);
-        let plan = route(&self.facts(job, model, question.as_ref()));
-        let mut tried =
-            Tried { stations: Vec::new(), timing: Timing::default(), cost_usd: 0.0, fault: None, uncertain: None };
-        let answered = self.follow(plan, job, model, question.ok().as_ref(), &mut tried).await;
-        let Tried { stations, mut timing, cost_usd, fault, uncertain } = tried;
-        timing.total = ms(job.received.elapsed());
-        let missed = |output: &Output| {
-            output.confidence().zip(job.wishes.min_confidence).is_some_and(|(found, wanted)| found < wanted)
-        };
-        let (output, by, degraded) = match (answered, uncertain) {
-            (Ok((output, by)), _) => {
-                let degraded = missed(&output);
-                (output, by, degraded)
-            }
-            (Err(_), Some((output, by))) => (output, by, true),
-            (Err(planned), None) => {
-                let mut reply = Reply::error(job.id.clone(), fault.unwrap_or(planned), stations, timing);
-                reply.cost_usd = cost_usd;
-                return reply;
-            }
-        };
-        Reply {
-            id: job.id.clone(),
-            status: Status::Ok,
-            output: Some(output),
-            error: None,
-            by: Some(by),
-            route: stations,
-            degraded,
-            timing_ms: timing,
-            cost_usd,
+    /// Jobs held by an earlier run are known from the start, so that the same ones are not run beside them.
+    pub fn resume_held(&self) {
+        for key in self.hold.keys() {
+            self.gate.resume(key);
         }
     }
 
-    async fn follow(
-        &self,
-        plan: Plan,
-        job: &Arc<Job>,
-        model: Option<&Arc<Model>>,
-        question: Option<&Question<'_>>,
-        tried: &mut Tried,
-    ) -> Result<(Output, By), Fault> {
-        for stop in plan.stops {
+    /// Sends the oldest held job up, or waits until that is worth trying: for `pause`, where no provider could
+    /// be reached.
+    async fn send_oldest(self: &Arc<Self>, pause: &mut Duration) {
+        // While the broker takes no replies, more of them need not be made.
+        let this = Arc::clone(self);
+        let oldest = move || {
+            let held = this.hold.oldest()?;
+            let given = held.key.and_then(|key| this.store.get(&key));
+            Some((held, given))
+        };
+        let next = match self.hold.out() < HELD_OUT {
+            true => tokio::task::spawn_blocking(oldest).await.ok().flatten(),
+            false => None,
+        };
+        let Some((Held { job, reply_to, key, left, ticket }, given)) = next else {
+            return self.hold.changed().await;
+        };
+        if let Some(payload) = given {
+            // Answered, and the process ended before the broker had it.
+            let receipts = key.map(|key| self.gate.answered(&key)).unwrap_or_default();
+            self.outbox.send(message(reply_to, payload), receipts, Some(Keep::File(ticket)));
+            return;
+        }
+        let job = Arc::new(job);
+        let open = self.uplink.open() || left.is_zero();
+        // What it could be told early it was told when it came.
+        let answered = if open { self.answer(&job, false, &|_| {}).await } else { None };
+        match answered {
+            Some(Answered { reply, away }) if !away || left.is_zero() => {
+                *pause = HOLD_EVERY.0;
+                self.send(&job, reply, reply_to, key, Vec::new(), Keep::File(ticket)).await;
+            }
+            _ => {
+                ticket.give_back();
+                tokio::select! {
+                    () = tokio::time::sleep((*pause).min(left)) => *pause = (*pause * 2).min(HOLD_EVERY.1),
+                    () = self.uplink.back() => *pause = HOLD_EVERY.0,
+                }
+            }
+        }
+    }
+
+    /// The reply to a job: tried where the plan says, until something answers for certain. A job that asks for
+    /// it is told the uncertain answer meanwhile, through `early`. None: the node is about to stop before a
+    /// better answer came, and the job, which `comes_again`, is left for the next start.
+    async fn answer(&self, job: &Arc<Job>, comes_again: bool, early: &(dyn Fn(Reply) + Sync)) -> Option<Answered> {
+        let models = self.candidates(job);
+        let question = self.question(job, models.first().map(|model| &model.package).or_else(|| self.too_large(job)));
+        let way = Way { job, models: &models, question: question.as_ref().ok(), early };
+        let mut tried = Tried::default();
+        let plan = route(&self.facts(job, &models, question.as_ref()));
+        let mut answered = self.follow(plan, &way, &mut tried).await;
+        let stations = tried.stations.len();
+        let mut pause = FIRST_PAUSE;
+        while answered.is_err() && tried.told && tried.away {
+            let Ok(_patient) = self.patient.try_acquire() else { break };
+            match self.pause(job, pause, comes_again).await {
+                Pause::Over => {}
+                Pause::Late => break,
+                Pause::Stopping => return None,
+            }
+            pause = (pause * 2).min(LONGEST_PAUSE);
+            // The device has said what it can; of asking again the last round is told.
+            tried.stations.truncate(stations);
+            tried.away = false;
+            let mut plan = route(&self.facts(job, &models, question.as_ref()));
+            plan.stops.retain(|stop| matches!(stop, Stop::Cloud(_)));
+            answered = self.follow(plan, &way, &mut tried).await;
+        }
+        let away = tried.away;
+        let reply = conclude(job, answered, tried);
+        // What a closed model has answered could not be had better.
+        let away = away && !matches!(reply.by, Some(By::Cloud { .. })) && (reply.degraded || reply.error.is_some());
+        Some(Answered { reply, away })
+    }
+
+    /// Waits before asking for a better answer again.
+    async fn pause(&self, job: &Job, pause: Duration, comes_again: bool) -> Pause {
+        let until = Instant::now() + pause;
+        if job.wishes.deadline.is_none_or(|deadline| deadline <= until) {
+            return Pause::Late;
+        }
+        loop {
+            if self.gate.draining() {
+                return if comes_again { Pause::Stopping } else { Pause::Late };
+            }
+            match until.saturating_duration_since(Instant::now()) {
+                Duration::ZERO => return Pause::Over,
+                left => tokio::time::sleep(left.min(LOOK)).await,
+            }
+        }
+    }
+
+    async fn follow(&self, plan: Plan, way: &Way<'_>, tried: &mut Tried) -> Result<(Output, By), Fault> {
+        let job = way.job;
+        let Plan { stops, fault, later } = plan;
+        tried.away |= later;
+        let last_up = stops.iter().rposition(|stop| matches!(stop, Stop::Cloud(_)));
+        let mut stops = stops.into_iter().enumerate().peekable();
+        while let Some((n, stop)) = stops.next() {
             match stop {
                 Stop::Skip(station) => tried.stations.push(station),
                 _ if job.wishes.deadline.is_some_and(|deadline| deadline <= Instant::now()) => {
                     tried.fault = Some(late());
                     break;
                 }
-                Stop::Device => {
-                    let Some(model) = model else { continue };
+                Stop::Device(at) => {
+                    let Some(model) = way.models.get(at) else { continue };
                     if let Some(answer) = self.run(job, model, tried).await? {
                         return Ok(answer);
                     }
+                    let better = later || last_up.is_some_and(|last| last > n);
+                    if better && job.wishes.when == When::NowThenBetter {
+                        tried.tell(way);
+                    }
                 }
-                Stop::Cloud(provider) => {
-                    let Some(question) = question else { continue };
-                    if let Some(answer) = self.ask(&provider, job, question, tried).await {
+                Stop::Cloud(first) => {
+                    let Some(question) = way.question else { continue };
+                    // Providers in a row are asked together: the next may be asked beside a late one.
+                    let mut asks = vec![first];
+                    while let Some((_, Stop::Cloud(next))) = stops.next_if(|(_, stop)| matches!(stop, Stop::Cloud(_))) {
+                        asks.push(next);
+                    }
+                    if let Some(answer) = self.ask(&asks, job, question, tried).await {
                         return Ok(answer);
                     }
                 }
             }
         }
-        Err(plan.fault)
+        Err(fault)
     }
 
     /// Runs the job on the device. None: not for certain, go on. An error ends the job's way.
@@ -256,90 +381,117 @@ impl Dispatch {
         };
         let by = By::Device { model: model.id(), variant: model.variant_name().to_owned() };
         let wanted = job.wishes.min_confidence.unwrap_or(model.package.manifest.confidence.threshold);
-        match output.confidence() {
-            Some(found) if found < wanted => {
-                let why = format!("confidence {found:.2} is under {wanted:.2}");
+        match doubt(output.confidence(), wanted) {
+            Some(why) => {
                 tried.stations.push(station(Outcome::Uncertain, Some(why)));
                 tried.uncertain = Some((output, by));
                 Ok(None)
             }
-            _ => {
+            None => {
                 tried.stations.push(station(Outcome::Answered, None));
                 Ok(Some((output, by)))
             }
         }
     }
 
-    /// Asks a provider. None: no answer, go on.
-    async fn ask(&self, provider: &str, job: &Job, question: &Question<'_>, tried: &mut Tried) -> Option<(Output, By)> {
-        let station = |outcome, why| Station { tier: Tier::Cloud, provider: Some(provider.to_owned()), outcome, why };
+    /// Asks providers. None: no answer, go on.
+    async fn ask(&self, asks: &[Ask], job: &Job, question: &Question<'_>, tried: &mut Tried) -> Option<(Output, By)> {
+        let station = |provider, outcome, why| Station { tier: Tier::Cloud, provider: Some(provider), outcome, why };
         let started = Instant::now();
-        let answer = self.uplink.ask(provider, question, job.wishes.deadline).await;
+        let rule = self.routing.task.get(&job.task).copied().unwrap_or_default();
+        let providers: Vec<String> = asks.iter().map(|ask| ask.provider.clone()).collect();
+        let spare = asks.iter().map(|ask| ask.spare).min().unwrap_or_default();
+        let request = Request {
+            question,
+            job: job.id.as_deref(),
+            deadline: job.wishes.deadline.map(|deadline| {
+                let before = deadline - way_back(deadline);
+                before.checked_sub(spare).unwrap_or(before)
+            }),
+            max_cost_usd: job.wishes.max_cost_usd.map(|most| most - tried.cost_usd),
+            cache: Duration::from_secs(rule.cache_s.into()),
+        };
+        let asked = self.uplink.ask(&providers, &request).await;
         tried.timing.cloud += ms(started.elapsed());
-        match answer {
-            Ok(answer) => {
-                tried.cost_usd += answer.cost_usd;
-                tried.stations.push(station(Outcome::Answered, None));
-                Some((answer.output, By::Cloud { provider: provider.to_owned(), model: answer.model }))
-            }
-            Err(error) => {
-                tried.cost_usd += error.cost_usd();
-                tried.stations.push(station(Outcome::Failed, Some(error.to_string())));
-                tried.fault = Some(fault(&error));
-                None
-            }
+        tried.cost_usd += asked.cost_usd;
+        for error in asked.failed {
+            tried.away |= error.reason == Reason::Away;
+            tried.fault = Some(fault(&error));
+            tried.stations.push(station(error.provider.clone(), Outcome::Failed, Some(error.to_string())));
         }
+        let uplink::Answer { provider, model, output, age } = asked.answer?;
+        let why = age.map(|age| format!("the same question was answered {:.0} s ago", age.as_secs_f64()));
+        tried.stations.push(station(provider.clone(), Outcome::Answered, why));
+        Some((output, By::Cloud { provider, model }))
     }
 
-    fn facts(&self, job: &Job, model: Option<&Arc<Model>>, question: Result<&Question<'_>, &String>) -> Facts {
+    fn facts(&self, job: &Job, models: &[&Arc<Model>], question: Result<&Question<'_>, &String>) -> Facts {
         let rule = self.routing.task.get(&job.task).copied().unwrap_or_default();
-        let task_privacy = rule.privacy.unwrap_or(Privacy::Cloud);
-        let rules = [(self.routing.privacy, "node"), (task_privacy, "task"), (job.wishes.privacy, "job")];
-        let (privacy, privacy_of) = rules.into_iter().min_by_key(|(privacy, _)| *privacy).unwrap_or(rules[0]);
-        let provider = |name: &str| Provider {
-            name: name.to_owned(),
-            usable: self.uplink.usable(name),
-            estimate_usd: question.map_or(0.0, |question| self.uplink.estimate_usd(name, question)),
-        };
         Facts {
-            device: self.device(job, model, rule.prefer),
-            providers: self.uplink.names().map(provider).collect(),
+            device: self.device(job, models),
+            offers: self.uplink.offers(question.ok()),
             question: question.map(|_| ()).map_err(String::clone),
             prefer: rule.prefer,
-            privacy,
-            privacy_of,
+            privacy: PrivacyRules {
+                node: self.routing.privacy,
+                task: rule.privacy.unwrap_or(Privacy::Cloud),
+                job: job.wishes.privacy,
+            },
             max_cost_usd: job.wishes.max_cost_usd,
             left: job.wishes.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())),
         }
     }
 
-    fn device(&self, job: &Job, model: Option<&Arc<Model>>, prefer: Prefer) -> Device {
-        let Some(model) = model else {
-            let (task, wanted) = (&job.task, job.wishes.model.as_deref());
-            if let Some((package, figures)) = self.registry.find_too_large(task, wanted) {
-                let fault = Fault::new(Code::AboveCapability, format!("{}: {figures}", package.id()));
-                return Device::Above(fault.field("models.memory_mib").limit(meter::mib(figures.limit)));
+    /// The models that may be asked: those of the task, or the one that the job names; of each the newest, if
+    /// the job does not say which.
+    fn candidates(&self, job: &Job) -> Vec<&Arc<Model>> {
+        let wanted = job.wishes.model.as_deref();
+        let mut models: Vec<&Arc<Model>> = Vec::new();
+        for model in self.registry.models() {
+            let known = models.last().is_some_and(|last| last.package.manifest.name == model.package.manifest.name);
+            if model.package.manifest.task == job.task && wanted.is_none_or(|name| model.package.is(name)) && !known {
+                models.push(model);
             }
-            return match wanted {
-                Some(wanted) => Device::Wrong(
-                    Fault::new(Code::UnknownModel, format!("no active model `{wanted}` serves {task}"))
-                        .field("model")
-                        .limit(self.models_of(task)),
-                ),
-                None if TASKS.contains(&task.as_str()) => Device::Above(
-                    Fault::new(Code::AboveCapability, format!("no model on this device serves {task}")).field("task"),
-                ),
-                None => Device::Wrong(
-                    Fault::new(Code::UnknownTask, format!("`{task}` is not a task of this node"))
-                        .field("task")
-                        .limit(self.registry.tasks()),
-                ),
-            };
+        }
+        models
+    }
+
+    /// The package that would serve the job if it were not too large for this device.
+    fn too_large(&self, job: &Job) -> Option<&Package> {
+        self.registry.find_too_large(&job.task, job.wishes.model.as_deref()).map(|(package, _)| package)
+    }
+
+    fn device(&self, job: &Job, models: &[&Arc<Model>]) -> Device {
+        let (task, wanted) = (&job.task, job.wishes.model.as_deref());
+        let local = |model: &&Arc<Model>| Local {
+            id: model.id(),
+            fit: model.check(&job.input),
+            wait: self.pool.wait(),
+            run: model.estimate(&job.input),
         };
-        match model.check(&job.input) {
-            Ok(()) => Device::Able(self.pool.wait() + model.estimate(&job.input)),
-            Err(fault) if fault.code == Code::BadRequest && prefer != Prefer::CloudOnly => Device::Wrong(fault),
-            Err(fault) => Device::Above(fault),
+        let mut locals: Vec<Local> = models.iter().map(local).collect();
+        if let Some((package, figures)) = self.registry.find_too_large(task, wanted) {
+            let fault = Fault::new(Code::AboveCapability, format!("{}: {figures}", package.id()));
+            let fit = Err(fault.field("models.memory_mib").limit(meter::mib(figures.limit)));
+            locals.push(Local { id: package.id(), fit, wait: Duration::ZERO, run: Duration::ZERO });
+        }
+        if !locals.is_empty() {
+            return Device::Models(locals);
+        }
+        match wanted {
+            Some(wanted) => Device::Wrong(
+                Fault::new(Code::UnknownModel, format!("no active model `{wanted}` serves {task}"))
+                    .field("model")
+                    .limit(self.models_of(task)),
+            ),
+            None if TASKS.contains(&task.as_str()) => Device::Above(
+                Fault::new(Code::AboveCapability, format!("no model on this device serves {task}")).field("task"),
+            ),
+            None => Device::Wrong(
+                Fault::new(Code::UnknownTask, format!("`{task}` is not a task of this node"))
+                    .field("task")
+                    .limit(self.registry.tasks()),
+            ),
         }
     }
 
@@ -387,17 +539,88 @@ impl Dispatch {
                 (Shape::Classes { labels }, instruction, ANSWER_TOKENS)
             }
         };
-        Ok(Question { task: &job.task, instruction, input: &job.input, shape, max_output_tokens })
+        let sees = package.and_then(|package| package.manifest.input.size).map(|[width, height]| width.max(height));
+        let picture_side = sees
+            .map_or(PICTURE_SIDE.1, |side| side.saturating_mul(PICTURE_SCALE).clamp(PICTURE_SIDE.0, PICTURE_SIDE.1));
+        let question =
+            Question { task: &job.task, instruction, input: &job.input, shape, max_output_tokens, picture_side };
+        uplink::sendable(&question)?;
+        Ok(question)
     }
 }
 
+/// What stays the same on a job's way.
+struct Way<'a> {
+    job: &'a Arc<Job>,
+    models: &'a [&'a Arc<Model>],
+    question: Option<&'a Question<'a>>,
+    early: &'a (dyn Fn(Reply) + Sync),
+}
+
 /// What trying has brought so far.
+#[derive(Clone, Default)]
 struct Tried {
     stations: Vec<Station>,
     timing: Timing,
     cost_usd: f64,
     fault: Option<Fault>,
     uncertain: Option<(Output, By)>,
+    /// The uncertain answer was told.
+    told: bool,
+    /// A provider would have been asked, had it been there.
+    away: bool,
+}
+
+impl Tried {
+    /// Tells the uncertain answer, if there is one.
+    fn tell(&mut self, way: &Way<'_>) {
+        if self.uncertain.is_some() {
+            let fault = Fault::new(Code::AboveCapability, "no certain answer yet");
+            let reply = conclude(way.job, Err(fault), self.clone());
+            (way.early)(Reply { last: Some(false), ..reply });
+            self.told = true;
+        }
+    }
+}
+
+/// What came of waiting.
+enum Pause {
+    Over,
+    /// There is no time to ask again.
+    Late,
+    /// The node is about to stop.
+    Stopping,
+}
+
+/// The reply that trying comes down to.
+fn conclude(job: &Job, answered: Result<(Output, By), Fault>, tried: Tried) -> Reply {
+    let Tried { stations, mut timing, cost_usd, fault, uncertain, .. } = tried;
+    timing.total = ms(job.received.elapsed());
+    let last = (job.wishes.when == When::NowThenBetter).then_some(true);
+    let missed = |output: &Output| doubt(output.confidence(), job.wishes.min_confidence.unwrap_or(0.0)).is_some();
+    let (output, by, degraded) = match (answered, uncertain) {
+        (Ok((output, by)), _) => {
+            let degraded = missed(&output);
+            (output, by, degraded)
+        }
+        (Err(_), Some((output, by))) => (output, by, true),
+        (Err(planned), None) => {
+            let reply = Reply::error(job.id.clone(), fault.unwrap_or(planned), stations, timing);
+            return Reply { cost_usd, last, ..reply };
+        }
+    };
+    Reply {
+        id: job.id.clone(),
+        status: Status::Ok,
+        output: Some(output),
+        error: None,
+        by: Some(by),
+        route: stations,
+        degraded,
+        last,
+        timing_ms: timing,
+        cost_usd,
+    }
 }
 
 /// Awaits until the job's deadline at most.
@@ -408,13 +631,27 @@ async fn in_time<F: Future>(job: &Job, future: F) -> Option<F::Output> {
     }
 }
 
+/// What is left of the time for a reply's own way: to be remembered, published and delivered.
+fn way_back(deadline: Instant) -> Duration {
+    (deadline.saturating_duration_since(Instant::now()) / 10).min(WAY_BACK)
+}
+
 fn late() -> Fault {
     Fault::new(Code::DeadlineExceeded, "the deadline passed before there was an answer").field("deadline_ms")
 }
 
 /// What a requester is told of a provider's failure.
 fn fault(error: &UplinkError) -> Fault {
-    if error.is_deadline() { late() } else { Fault::new(Code::UplinkUnavailable, error.to_string()) }
+    match error.reason {
+        Reason::Deadline => late(),
+        Reason::Budget { budget_usd, .. } => {
+            Fault::new(Code::BudgetExhausted, error.to_string()).field("budget_usd_per_day").limit(budget_usd)
+        }
+        Reason::MaxCost { most_usd } => {
+            Fault::new(Code::BudgetExhausted, error.to_string()).field("max_cost_usd").limit(most_usd)
+        }
+        Reason::Away | Reason::Refused | Reason::Unusable => Fault::new(Code::UplinkUnavailable, error.to_string()),
+    }
 }
 
 fn ms(duration: Duration) -> f64 {

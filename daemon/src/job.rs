@@ -29,7 +29,7 @@ pub enum Privacy {
 }
 
 /// What a job asks about.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Input {
     /// A line of text, UTF-8.
     Text(String),
@@ -44,6 +44,17 @@ pub enum Input {
 }
 
 impl Input {
+    /// Bytes that it holds, roughly.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Input::Text(text) => text.len(),
+            Input::Image(bytes) | Input::Audio(bytes) => bytes.len(),
+            Input::Series(rows) => rows.len() * rows.first().map_or(0, Vec::len) * size_of::<f32>(),
+            Input::Tensor(TensorInput { data: TensorData::Bytes(bytes), .. }) => bytes.len(),
+            Input::Tensor(TensorInput { data: TensorData::Numbers(numbers), .. }) => numbers.len() * size_of::<f64>(),
+        }
+    }
+
     /// The word that names this kind in messages and packages.
     pub fn kind(&self) -> &'static str {
         match self {
@@ -57,7 +68,7 @@ impl Input {
 }
 
 /// A tensor as it came.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TensorInput {
     /// Element type by its short name (`f32`, `i8`, `u8`, `i32`, `i64`); the model's own where absent.
     pub dtype: Option<String>,
@@ -68,7 +79,7 @@ pub struct TensorInput {
 }
 
 /// A tensor's elements.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum TensorData {
     /// Little-endian bytes.
     Bytes(Vec<u8>),
@@ -77,7 +88,7 @@ pub enum TensorData {
 }
 
 /// Where a reply goes.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReplyTo {
     /// Topic name.
     pub topic: String,
@@ -85,12 +96,23 @@ pub struct ReplyTo {
     pub correlation: Option<Vec<u8>>,
 }
 
+/// When the requester wants to hear.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum When {
+    /// Once: the best answer that can be had.
+    #[default]
+    Best,
+    /// An uncertain answer of the device at once, and the better one when it comes.
+    NowThenBetter,
+}
+
 /// What the requester asks for beside the input.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Wishes {
     /// One model by `name` or `name@version`.
     pub model: Option<String>,
-    /// Moment after which an answer is worthless.
+    /// Moment after which an answer is worthless; it means nothing to another process.
+    #[serde(skip)]
     pub deadline: Option<Instant>,
     /// 0 to 9, 9 first.
     pub priority: u8,
@@ -100,8 +122,25 @@ pub struct Wishes {
     pub min_confidence: Option<f64>,
     /// Most that the answer may cost, in US dollars.
     pub max_cost_usd: Option<f64>,
+    /// When the requester wants to hear.
+    pub when: When,
     /// The task's own parameters.
+    #[serde(with = "as_text")]
     pub params: Map<String, Value>,
+}
+
+/// JSON within a format that does not tell its types: as text.
+mod as_text {
+    use serde::{Deserialize, Deserializer, Serializer, de, ser};
+    use serde_json::{Map, Value};
+
+    pub fn serialize<S: Serializer>(map: &Map<String, Value>, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&serde_json::to_string(map).map_err(ser::Error::custom)?)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Map<String, Value>, D::Error> {
+        serde_json::from_str(&String::deserialize(deserializer)?).map_err(de::Error::custom)
+    }
 }
 
 impl Wishes {
@@ -120,6 +159,7 @@ impl Default for Wishes {
             privacy: Privacy::Cloud,
             min_confidence: None,
             max_cost_usd: None,
+            when: When::Best,
             params: Map::new(),
         }
     }
@@ -392,6 +432,9 @@ pub struct Reply {
     pub route: Vec<Station>,
     /// The best that could be had, though it missed a wish.
     pub degraded: bool,
+    /// Whether it is the last one on this id; only for jobs that asked for more than one.
+    #[serde(rename = "final", default, skip_serializing_if = "Option::is_none")]
+    pub last: Option<bool>,
     /// Where the time went.
     pub timing_ms: Timing,
     /// What it cost, in US dollars.
@@ -414,6 +457,7 @@ impl Reply {
             by: None,
             route,
             degraded: false,
+            last: None,
             timing_ms: timing,
             cost_usd: 0.0,
         }

@@ -12,6 +12,7 @@ use rumqttc::v5::mqttbytes::v5::{PubAckReason, Publish, PublishProperties};
 use rumqttc::v5::{AsyncClient, Event, EventLoop};
 
 use crate::admit::Slot;
+use crate::hold::Ticket;
 use crate::intake::Receipt;
 use crate::job::{Code, Fault, Reply, Timing};
 
@@ -54,13 +55,22 @@ impl Message {
     }
 }
 
+/// What a reply keeps until the broker has it; dropping it lets it go.
+#[derive(Debug)]
+pub enum Keep {
+    /// The room of an admitted job.
+    Room(Slot),
+    /// The file of a held one.
+    File(Ticket),
+}
+
 #[derive(Debug)]
 struct Item {
     order: u64,
     message: Message,
     receipts: Vec<Receipt>,
-    /// Held, not read: its room is free again when the reply is accepted.
-    _slot: Option<Slot>,
+    /// Held, not read: it is free again when the reply is accepted.
+    _keep: Option<Keep>,
     /// A status: worthless once the connection is lost.
     passing: bool,
 }
@@ -105,12 +115,19 @@ impl Outbox {
         (publish.qos != QoS::AtMostOnce).then_some(Receipt { pkid: publish.pkid, generation })
     }
 
-    /// Publishes a reply, then acknowledges `receipts`; `slot` is released when both are done.
+    /// Publishes a reply, then acknowledges `receipts`; `keep` is let go when both are done.
     ///
     /// When the outbox is full, because the broker accepts nothing while jobs without
     /// acknowledgement keep coming, the reply is dropped and logged.
-    pub fn send(&self, message: Message, receipts: Vec<Receipt>, slot: Option<Slot>) {
-        self.push(message, receipts, slot, false);
+    pub fn send(&self, message: Message, receipts: Vec<Receipt>, keep: Option<Keep>) {
+        self.push(message, receipts, keep, false);
+    }
+
+    /// Acknowledges deliveries whose jobs are held: their replies come later.
+    pub fn acknowledge(&self, receipts: Vec<Receipt>) {
+        let mut inner = self.lock();
+        inner.acks.extend(receipts);
+        self.pump(&mut inner);
     }
 
     /// Publishes a status; only the newest is kept while the connection is away.
@@ -118,17 +135,17 @@ impl Outbox {
         self.push(message, Vec::new(), None, true);
     }
 
-    fn push(&self, message: Message, receipts: Vec<Receipt>, slot: Option<Slot>, passing: bool) {
+    fn push(&self, message: Message, receipts: Vec<Receipt>, keep: Option<Keep>, passing: bool) {
         let mut inner = self.lock();
         if passing {
             inner.unsent.retain(|item| !item.passing);
-        } else if inner.len() >= self.capacity && receipts.is_empty() {
+        } else if inner.len() >= self.capacity && receipts.is_empty() && !matches!(keep, Some(Keep::File(_))) {
             tracing::warn!(topic = message.topic, "reply dropped: {} are waiting for the broker", self.capacity);
             return;
         }
         let order = inner.order;
         inner.order += 1;
-        inner.unsent.push_back(Item { order, message, receipts, _slot: slot, passing });
+        inner.unsent.push_back(Item { order, message, receipts, _keep: keep, passing });
         self.pump(&mut inner);
     }
 

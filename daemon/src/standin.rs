@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::extract::State;
+use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -35,8 +35,12 @@ pub struct Asked {
     pub text: String,
     /// Picture of the question, decoded.
     pub image: Option<Vec<u8>>,
+    /// Sound of the question, decoded.
+    pub audio: Option<Vec<u8>>,
     /// Schema that the answer must have; none for free text.
     pub schema: Option<Value>,
+    /// The request's body, as it came.
+    pub body: Vec<u8>,
 }
 
 /// A way of failing; each holds for one request.
@@ -58,6 +62,8 @@ pub enum Fault {
     CutOff,
     /// An answer of so many bytes.
     Huge(usize),
+    /// A status with this body.
+    Body(u16, Value),
 }
 
 type Answers = dyn Fn(&Asked) -> Value + Send + Sync;
@@ -66,6 +72,7 @@ struct Shared {
     answers: Box<Answers>,
     faults: Mutex<VecDeque<Fault>>,
     asked: Mutex<Vec<Asked>>,
+    billed: Mutex<[u64; 2]>,
 }
 
 /// A running stand-in; dropping it stops it.
@@ -87,15 +94,29 @@ impl Standin {
     /// # Errors
     /// No port can be had.
     pub async fn start(answers: impl Fn(&Asked) -> Value + Send + Sync + 'static) -> std::io::Result<Self> {
-        let shared = Arc::new(Shared { answers: Box::new(answers), faults: Mutex::default(), asked: Mutex::default() });
+        Self::start_at(0, answers).await
+    }
+
+    /// As [`Standin::start`], on this port.
+    ///
+    /// # Errors
+    /// The port is taken.
+    pub async fn start_at(
+        port: u16,
+        answers: impl Fn(&Asked) -> Value + Send + Sync + 'static,
+    ) -> std::io::Result<Self> {
+        let (faults, asked, billed) = Default::default();
+        let shared = Arc::new(Shared { answers: Box::new(answers), faults, asked, billed });
         let app = Router::new()
             .route("/v1/messages", post(messages))
             .route("/v1/responses", post(responses))
             .route("/v1/chat/completions", post(chat))
+            .route("/v1beta/models/{call}", post(generate))
             .route("/v1/models", get(models))
+            .route("/v1beta/models", get(models))
             .layer(axum::extract::DefaultBodyLimit::max(32 << 20))
             .with_state(Arc::clone(&shared));
-        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await?;
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await?;
         let address = listener.local_addr()?;
         let task = tokio::spawn(async move {
             if let Err(error) = axum::serve(listener, app).await {
@@ -105,7 +126,7 @@ impl Standin {
         Ok(Standin { address, shared, task })
     }
 
-    /// Its address, as `base_url` of the kind `anthropic`; the others need `/v1` behind it.
+    /// Its address, as `base_url` of the kinds `anthropic` and `gemini`; the others need `/v1` behind it.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
@@ -113,6 +134,16 @@ impl Standin {
     /// The next request fails in this way.
     pub fn fail(&self, fault: Fault) {
         lock(&self.shared.faults).push_back(fault);
+    }
+
+    /// From now on nothing fails.
+    pub fn recover(&self) {
+        lock(&self.shared.faults).clear();
+    }
+
+    /// Tokens in and out of all answers so far, whole or not: what a provider would bill.
+    pub fn billed(&self) -> [u64; 2] {
+        *lock(&self.shared.billed)
     }
 
     /// Requests understood so far.
@@ -157,6 +188,10 @@ async fn answer(shared: &Shared, wrap: Wrap, asked: Result<Asked, String>) -> Re
     let whole = || axum::Json((wrap.whole)(&text, usage)).into_response();
     let raw = |body: Body| ([(header::CONTENT_TYPE, "application/json")], body).into_response();
     let fault = lock(&shared.faults).pop_front();
+    if !matches!(fault, Some(Fault::Status(..) | Fault::Body(..))) {
+        let mut billed = lock(&shared.billed);
+        *billed = [billed[0] + usage[0], billed[1] + usage[1]];
+    }
     match fault {
         None => whole(),
         Some(Fault::Status(status, kind, with)) => {
@@ -181,6 +216,10 @@ async fn answer(shared: &Shared, wrap: Wrap, asked: Result<Asked, String>) -> Re
         Some(Fault::Text(text)) => axum::Json((wrap.whole)(text, usage)).into_response(),
         Some(Fault::Refusal) => axum::Json((wrap.refusal)()).into_response(),
         Some(Fault::CutOff) => axum::Json((wrap.cut_off)(&text[..text.len() / 2], usage)).into_response(),
+        Some(Fault::Body(status, body)) => {
+            let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+            (status, axum::Json(body)).into_response()
+        }
         Some(Fault::Huge(bytes)) => raw(Body::from(vec![b' '; bytes])),
     }
 }
@@ -207,6 +246,11 @@ fn picture(media_type: &str, data: &str) -> Result<Vec<u8>, String> {
     let bytes = STANDARD.decode(data).map_err(|error| format!("image: {error}"))?;
     let found = crate::task::image::media_type(&bytes);
     if found == Some(media_type) { Ok(bytes) } else { Err(format!("image: not {media_type}")) }
+}
+
+fn sound(media_type: &str, data: &str) -> Result<Vec<u8>, String> {
+    let bytes = STANDARD.decode(data).map_err(|error| format!("audio: {error}"))?;
+    if media_type == "audio/wav" && bytes.starts_with(b"RIFF") { Ok(bytes) } else { Err("audio: not a WAV".to_owned()) }
 }
 
 fn data_url(url: &str) -> Result<Vec<u8>, String> {
@@ -254,8 +298,13 @@ mod anthropic {
     #[derive(Deserialize)]
     #[serde(tag = "type", rename_all = "lowercase", deny_unknown_fields)]
     pub enum Block {
-        Text { text: String },
+        Text { text: String, cache_control: Option<CacheControl> },
         Image { source: Source },
+    }
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    pub struct CacheControl {
+        pub r#type: String,
     }
     #[derive(Deserialize)]
     #[serde(deny_unknown_fields)]
@@ -278,10 +327,20 @@ mod anthropic {
 
     pub fn read(body: &[u8]) -> Result<Asked, String> {
         let request: Request = parse(body)?;
-        let mut asked = Asked { path: "/v1/messages", text: String::new(), image: None, schema: None };
+        let mut asked = Asked {
+            path: "/v1/messages",
+            text: String::new(),
+            image: None,
+            audio: None,
+            schema: None,
+            body: body.to_vec(),
+        };
         for block in request.messages.iter().filter(|message| message.role == "user").flat_map(|m| &m.content) {
             match block {
-                Block::Text { text } => asked.text += text,
+                Block::Text { cache_control: Some(cache), .. } if cache.r#type != "ephemeral" => {
+                    return Err("cache_control.type: ephemeral is needed".to_owned());
+                }
+                Block::Text { text, .. } => asked.text += text,
                 Block::Image { source } if source.r#type == "base64" => {
                     asked.image = Some(picture(&source.media_type, &source.data)?);
                 }
@@ -333,6 +392,7 @@ mod openai {
         pub input: Vec<Item>,
         pub store: Option<bool>,
         pub max_output_tokens: Option<u64>,
+        pub prompt_cache_key: Option<String>,
         pub text: Option<Text>,
     }
     #[derive(Deserialize)]
@@ -391,6 +451,13 @@ mod openai {
     pub enum Part {
         Text { text: String },
         ImageUrl { image_url: Url },
+        InputAudio { input_audio: Audio },
+    }
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    pub struct Audio {
+        pub data: String,
+        pub format: String,
     }
     #[derive(Deserialize)]
     #[serde(deny_unknown_fields)]
@@ -415,7 +482,14 @@ mod openai {
 
     pub fn read_responses(body: &[u8]) -> Result<Asked, String> {
         let request: Responses = parse(body)?;
-        let mut asked = Asked { path: "/v1/responses", text: String::new(), image: None, schema: None };
+        let mut asked = Asked {
+            path: "/v1/responses",
+            text: String::new(),
+            image: None,
+            audio: None,
+            schema: None,
+            body: body.to_vec(),
+        };
         for content in request.input.iter().flat_map(|item| &item.content) {
             match content {
                 Content::InputText { text } => asked.text += text,
@@ -431,7 +505,14 @@ mod openai {
 
     pub fn read_chat(body: &[u8]) -> Result<Asked, String> {
         let request: Chat = parse(body)?;
-        let mut asked = Asked { path: "/v1/chat/completions", text: String::new(), image: None, schema: None };
+        let mut asked = Asked {
+            path: "/v1/chat/completions",
+            text: String::new(),
+            image: None,
+            audio: None,
+            schema: None,
+            body: body.to_vec(),
+        };
         for message in &request.messages {
             match &message.content {
                 ChatContent::Text(text) => asked.text += text,
@@ -440,6 +521,9 @@ mod openai {
                         match part {
                             Part::Text { text } => asked.text += text,
                             Part::ImageUrl { image_url } => asked.image = Some(data_url(&image_url.url)?),
+                            Part::InputAudio { input_audio } => {
+                                asked.audio = Some(sound(&format!("audio/{}", input_audio.format), &input_audio.data)?);
+                            }
                         }
                     }
                 }
@@ -467,7 +551,7 @@ async fn responses(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: 
                 {"type": "reasoning", "id": "rs_stand_in", "summary": []},
                 {"type": "message", "id": "msg_stand_in", "role": "assistant", "status": "completed", "content": [content]},
             ],
-            "usage": {"input_tokens": input, "input_tokens_details": {"cached_tokens": 0}, "output_tokens": output,
+            "usage": {"input_tokens": input, "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0}, "output_tokens": output,
                       "output_tokens_details": {"reasoning_tokens": 0}, "total_tokens": input + output},
         })
     }
@@ -507,8 +591,105 @@ async fn chat(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Bytes
     answer(&shared, wrap, openai::read_chat(&body)).await
 }
 
+mod gemini {
+    use super::*;
+
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields, rename_all = "camelCase")]
+    pub struct Request {
+        pub contents: Vec<Content>,
+        pub generation_config: Option<Config>,
+    }
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    pub struct Content {
+        pub role: String,
+        pub parts: Vec<Part>,
+    }
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields, rename_all = "camelCase")]
+    pub struct Part {
+        pub text: Option<String>,
+        pub inline_data: Option<Blob>,
+    }
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields, rename_all = "camelCase")]
+    pub struct Blob {
+        pub mime_type: String,
+        pub data: String,
+    }
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields, rename_all = "camelCase")]
+    #[expect(dead_code, reason = "read to be required")]
+    pub struct Config {
+        pub max_output_tokens: Option<u64>,
+        pub response_mime_type: Option<String>,
+        pub response_json_schema: Option<Value>,
+    }
+
+    pub fn read(body: &[u8]) -> Result<Asked, String> {
+        let request: Request = parse(body)?;
+        let path = "/v1beta/models:generateContent";
+        let mut asked =
+            Asked { path, text: String::new(), image: None, audio: None, schema: None, body: body.to_vec() };
+        for part in request.contents.iter().filter(|content| content.role == "user").flat_map(|c| &c.parts) {
+            match (&part.text, &part.inline_data) {
+                (Some(text), None) => asked.text += text,
+                (None, Some(blob)) if blob.mime_type.starts_with("audio/") => {
+                    asked.audio = Some(sound(&blob.mime_type, &blob.data)?);
+                }
+                (None, Some(blob)) => asked.image = Some(picture(&blob.mime_type, &blob.data)?),
+                _ => return Err("parts: one of text and inlineData is needed".to_owned()),
+            }
+        }
+        if let Some(config) = request.generation_config {
+            if config.response_json_schema.is_some() && config.response_mime_type.as_deref() != Some("application/json")
+            {
+                return Err("responseJsonSchema: responseMimeType application/json is needed".to_owned());
+            }
+            asked.schema = config.response_json_schema;
+        }
+        if asked.text.is_empty() { Err("contents: a text is needed".to_owned()) } else { Ok(asked) }
+    }
+}
+
+async fn generate(
+    State(shared): State<Arc<Shared>>,
+    Path(call): Path<String>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    fn body_of(text: &str, finish: &str, [input, output]: [u64; 2]) -> Value {
+        json!({
+            "candidates": [{"content": {"role": "model", "parts": [{"text": "hm", "thought": true}, {"text": text}]},
+                            "finishReason": finish, "index": 0}],
+            "modelVersion": MODEL, "responseId": "stand-in",
+            "usageMetadata": {"promptTokenCount": input, "candidatesTokenCount": output, "thoughtsTokenCount": 1,
+                              "totalTokenCount": input + output + 1},
+        })
+    }
+    let wrap = Wrap {
+        whole: |text, usage| body_of(text, "STOP", usage),
+        refusal: || {
+            json!({"promptFeedback": {"blockReason": "SAFETY"}, "modelVersion": MODEL,
+                   "usageMetadata": {"promptTokenCount": 1, "totalTokenCount": 1}})
+        },
+        cut_off: |text, usage| body_of(text, "MAX_TOKENS", usage),
+        error: |kind, message| json!({"error": {"code": 400, "message": message, "status": kind}}),
+    };
+    if !call.ends_with(":generateContent") {
+        return error(&wrap, 404, "NOT_FOUND", "only generateContent is spoken");
+    }
+    if headers.get("x-goog-api-key").is_none_or(|key| key != KEY) {
+        return error(&wrap, 400, "INVALID_ARGUMENT", "API key not valid");
+    }
+    answer(&shared, wrap, gemini::read(&body)).await
+}
+
 async fn models(headers: HeaderMap) -> Response {
-    if bearer(&headers) || headers.get("x-api-key").is_some_and(|key| key == KEY) {
+    if bearer(&headers)
+        || ["x-api-key", "x-goog-api-key"].iter().any(|name| headers.get(*name).is_some_and(|key| key == KEY))
+    {
         axum::Json(json!({"data": [{"id": MODEL}]})).into_response()
     } else {
         (StatusCode::UNAUTHORIZED, axum::Json(openai_error("invalid_api_key", "Incorrect API key provided")))

@@ -5,6 +5,7 @@ use serde::Serialize;
 use crate::dispatch::Dispatch;
 use crate::engine::{self, meter::mib};
 use crate::reply::Message;
+use crate::uplink::Account;
 
 /// State of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -45,6 +46,10 @@ pub struct Report {
     pub load: Load,
     /// Closed models.
     pub uplink: Vec<ProviderReport>,
+    /// What they cost today, and what is left.
+    pub cost: Account,
+    /// Jobs on disk that wait for a provider to be there again.
+    pub held: usize,
 }
 
 /// One active model.
@@ -127,6 +132,8 @@ impl Report {
             memory: Memory { used_mib: mib(shelf.used()), limit_mib: mib(shelf.limit()) },
             load: Load { jobs: dispatch.gate.jobs(), waiting, running },
             uplink: dispatch.uplink.names().map(provider).collect(),
+            cost: dispatch.uplink.account(),
+            held: dispatch.hold.len(),
         }
     }
 }

@@ -49,7 +49,11 @@ pub fn prepare(spec: &InputSpec, bytes: &[u8]) -> Result<Vec<f32>, Fault> {
     })
 }
 
-fn decode(bytes: &[u8]) -> Result<DynamicImage, Fault> {
+/// Decodes a PNG or JPEG of a size that can be worked on.
+///
+/// # Errors
+/// As [`prepare`].
+pub fn decode(bytes: &[u8]) -> Result<DynamicImage, Fault> {
     let format = match image::guess_format(bytes) {
         Ok(format @ (ImageFormat::Png | ImageFormat::Jpeg)) => format,
         _ => return Err(Fault::bad(FIELD, "neither a PNG nor a JPEG").limit("image/png or image/jpeg")),

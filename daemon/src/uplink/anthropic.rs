@@ -3,8 +3,9 @@
 use reqwest::RequestBuilder;
 use serde_json::{Value, json};
 
-use super::{Call, Parsed, Server, Wrong, schema};
-use crate::job::Usage;
+use super::money::Tokens;
+use super::schema;
+use super::wire::{Ask, Parsed, Server, Wrong};
 
 /// The headers of every request.
 fn with_headers(server: &Server<'_>, request: RequestBuilder) -> RequestBuilder {
@@ -20,14 +21,26 @@ fn at(server: &Server<'_>, path: &str) -> String {
     format!("{}/v1/{path}", server.base_url.trim_end_matches("/v1"))
 }
 
-/// POST /v1/messages. Temperature is left out: newer models refuse it.
-pub fn request(call: &Call<'_>) -> RequestBuilder {
-    let Call { server, model, question, parts } = call;
-    let mut content = Vec::new();
+/// POST /v1/PATH.
+pub fn post(server: &Server<'_>, path: &str) -> RequestBuilder {
+    with_headers(server, server.client.post(at(server, path)))
+}
+
+/// The body of /v1/messages. Temperature is left out: newer models refuse it. What all questions of a
+/// task share comes first and, where it is long enough to be cached, says so.
+pub fn body(ask: &Ask<'_>) -> Value {
+    let Ask { model, question, parts } = ask;
+    let mut head = json!({"type": "text", "text": parts.head});
+    if parts.cacheable() {
+        head["cache_control"] = json!({"type": "ephemeral"});
+    }
+    let mut content = vec![head];
     if let Some((media_type, data)) = &parts.image {
         content.push(json!({"type": "image", "source": {"type": "base64", "media_type": media_type, "data": data}}));
     }
-    content.push(json!({"type": "text", "text": parts.text}));
+    if let Some(text) = &parts.text {
+        content.push(json!({"type": "text", "text": text}));
+    }
     let mut body = json!({
         "model": model,
         "max_tokens": question.max_output_tokens,
@@ -36,7 +49,7 @@ pub fn request(call: &Call<'_>) -> RequestBuilder {
     if let Some(schema) = schema::of(&question.shape) {
         body["output_config"] = json!({"format": {"type": "json_schema", "schema": schema}});
     }
-    with_headers(server, server.client.post(at(server, "messages"))).json(&body)
+    body
 }
 
 /// GET /v1/models.
@@ -47,15 +60,22 @@ pub fn models(server: &Server<'_>) -> RequestBuilder {
 /// Reads a Message.
 pub fn parse(body: &Value) -> Parsed {
     let blocks = body["content"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let text: String = blocks.iter().filter_map(|block| block["text"].as_str()).collect();
+    let text: String =
+        blocks.iter().filter(|block| block["type"] == "text").filter_map(|block| block["text"].as_str()).collect();
     let text = match body["stop_reason"].as_str() {
         Some("end_turn" | "stop_sequence") => Ok(text),
-        Some("refusal") => Err(Wrong::Declined("the model declined to answer".to_owned())),
-        Some("max_tokens" | "model_context_window_exceeded") => Err(Wrong::Again("its answer was cut off".to_owned())),
-        _ => Err(Wrong::Again("its answer did not end".to_owned())),
+        Some("refusal") => Err(Wrong::declined()),
+        Some("max_tokens" | "model_context_window_exceeded") => Err(Wrong::cut_off()),
+        _ => Err(Wrong::unended()),
     };
-    let count = |key: &str| body["usage"][key].as_u64().unwrap_or(0);
-    let input_tokens = count("input_tokens") + count("cache_creation_input_tokens") + count("cache_read_input_tokens");
-    let usage = Usage { input_tokens, output_tokens: count("output_tokens") };
-    Parsed { text, model: body["model"].as_str().unwrap_or_default().to_owned(), usage }
+    let usage = &body["usage"];
+    let count = |key: &str| usage[key].as_u64().unwrap_or(0);
+    let (cached, stored) = (count("cache_read_input_tokens"), count("cache_creation_input_tokens"));
+    let tokens = usage["output_tokens"].as_u64().map(|output| Tokens {
+        input: count("input_tokens") + cached + stored,
+        cached,
+        stored,
+        output,
+    });
+    Parsed { text, model: body["model"].as_str().unwrap_or_default().to_owned(), tokens }
 }

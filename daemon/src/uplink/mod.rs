@@ -1,30 +1,50 @@
 //! Closed models over HTTPS: one question up, one answer of the same shape as a local one back.
+//!
+//! [`Uplink::ask`] goes through the providers it is given, in order. With each, `call` is the one retry
+//! loop; `breaker`, `money` and `retry` decide, purely, whether a request goes out; `books` keeps on disk
+//! what was spent and what was sent. One file a wire format makes bodies and reads answers.
 
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use reqwest::{Client, RequestBuilder, Response};
-use serde_json::Value;
+use reqwest::Client;
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+use tokio::sync::Notify;
 
 use crate::config::{self, Kind};
-use crate::job::{Input, Output, Usage};
+use crate::job::{Input, Output};
 use crate::secret::{Secret, credential};
 
 mod anthropic;
+mod books;
+mod breaker;
+mod cache;
+mod call;
+mod facts;
+mod gemini;
+mod money;
 mod openai;
+mod picture;
 mod prompt;
 mod retry;
 mod schema;
+mod wire;
 
-/// Longest time that one attempt may take, where no deadline is nearer.
-const ATTEMPT: Duration = Duration::from_secs(60);
+pub use books::{Account, Books, Line, TaskAccount};
+pub use facts::{Closed, Offer};
+pub use money::{Budgets, nano};
+
+use call::{Asking, Entry};
+use money::JobPurse;
+use wire::Ask;
+
 const CONNECT: Duration = Duration::from_secs(5);
-/// Largest answer that is read, in bytes.
-const MAX_ANSWER: usize = 1 << 20;
-/// A wrong answer is asked for once more, and no oftener.
-const WRONG_ANSWERS: u32 = 2;
 
 /// The shape that the answer must have.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub enum Shape {
     /// One of these labels, with a confidence.
     Classes {
@@ -40,6 +60,16 @@ pub enum Shape {
     Text,
 }
 
+impl Shape {
+    /// Bytes of its words.
+    fn bytes(&self) -> usize {
+        match self {
+            Shape::Classes { labels } => labels.iter().map(|label| label.len() + 2).sum(),
+            Shape::Anomaly { .. } | Shape::Text => 0,
+        }
+    }
+}
+
 /// What is asked.
 #[derive(Debug, Clone)]
 pub struct Question<'a> {
@@ -53,142 +83,123 @@ pub struct Question<'a> {
     pub shape: Shape,
     /// Most tokens that may be written.
     pub max_output_tokens: u32,
+    /// Longest side of a picture in pixels; a larger one is scaled down.
+    pub picture_side: u32,
+}
+
+/// A question with the job's wishes.
+#[derive(Debug, Clone)]
+pub struct Request<'a> {
+    /// The question.
+    pub question: &'a Question<'a>,
+    /// The job's id, for the audit.
+    pub job: Option<&'a str>,
+    /// Moment after which an answer is worthless.
+    pub deadline: Option<Instant>,
+    /// Most that all answers together may cost, US dollars.
+    pub max_cost_usd: Option<f64>,
+    /// Age up to which an answer that was given to the same question will do; zero: none will.
+    pub cache: Duration,
 }
 
 /// What came back.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Answer {
-    /// The answer, in the shape of the task.
-    pub output: Output,
+    /// The provider's name in the configuration.
+    pub provider: String,
     /// The model's name as the provider reported it.
     pub model: String,
-    /// Tokens of all attempts that were billed.
-    pub usage: Usage,
-    /// What they cost, in US dollars, at the configured prices.
+    /// The answer, in the shape of the task.
+    pub output: Output,
+    /// How long ago it was given, where it comes from the cache.
+    pub age: Option<Duration>,
+}
+
+/// What came of asking.
+#[derive(Debug)]
+pub struct Asked {
+    /// Providers that gave none, in order.
+    pub failed: Vec<UplinkError>,
+    /// The answer of the first that gave one.
+    pub answer: Option<Answer>,
+    /// What all of it cost, US dollars, by the providers' own figures; requests without a bill at what
+    /// they could cost.
     pub cost_usd: f64,
 }
 
-/// Why there is no answer. The words are for the requester: no key, no address, none of a provider's
-/// own text.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub enum UplinkError {
+/// Why a provider gave no answer.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Reason {
     /// No connection, no answer in time, or a failure that did not pass.
-    #[error("{provider} cannot be reached: {why}")]
-    Unreachable {
-        /// The provider's name in the configuration.
-        provider: String,
-        /// The last failure.
-        why: String,
-        /// What was spent on the way, US dollars.
-        cost_usd: f64,
-    },
-    /// The provider will not serve this request, now or later.
-    #[error("{provider} refused the request: {why}")]
-    Refused {
-        /// The provider's name in the configuration.
-        provider: String,
-        /// The reason.
-        why: String,
-        /// What was spent on the way, US dollars.
-        cost_usd: f64,
-    },
+    Away,
+    /// It will not serve this request, now or later.
+    Refused,
     /// There was an answer, twice, that is none: another shape, prose, cut off.
-    #[error("{provider} gave no usable answer: {why}")]
-    Unusable {
-        /// The provider's name in the configuration.
-        provider: String,
-        /// What was wrong with it.
-        why: String,
-        /// What was spent on the way, US dollars.
-        cost_usd: f64,
-    },
+    Unusable,
     /// The deadline passed, or would have passed while waiting.
-    #[error("{provider} did not answer by the deadline")]
-    Deadline {
-        /// The provider's name in the configuration.
-        provider: String,
-        /// What was spent on the way, US dollars.
-        cost_usd: f64,
+    Deadline,
+    /// A budget of the day does not allow it.
+    Budget {
+        /// `node` or `task`.
+        of: &'static str,
+        /// The budget, US dollars.
+        budget_usd: f64,
+    },
+    /// The job's own bound does not allow it.
+    MaxCost {
+        /// The bound, US dollars.
+        most_usd: f64,
     },
 }
 
-impl UplinkError {
-    /// What was spent without an answer, US dollars.
-    pub fn cost_usd(&self) -> f64 {
+impl Reason {
+    /// The word of the audit.
+    fn word(&self) -> &'static str {
         match self {
-            UplinkError::Unreachable { cost_usd, .. }
-            | UplinkError::Refused { cost_usd, .. }
-            | UplinkError::Unusable { cost_usd, .. }
-            | UplinkError::Deadline { cost_usd, .. } => *cost_usd,
+            Reason::Away => "unreachable",
+            Reason::Refused => "refused",
+            Reason::Unusable => "unusable",
+            Reason::Deadline => "late",
+            Reason::Budget { .. } | Reason::MaxCost { .. } => "budget",
         }
     }
+}
 
-    /// Whether time ran out.
-    pub fn is_deadline(&self) -> bool {
-        matches!(self, UplinkError::Deadline { .. })
+/// Why there is no answer from a provider. The words are for the requester: no key, no address, none of
+/// the provider's own text.
+#[derive(Debug, Clone, PartialEq)]
+pub struct UplinkError {
+    /// The provider's name in the configuration.
+    pub provider: String,
+    /// The kind of failure.
+    pub reason: Reason,
+    /// The last failure, in words.
+    pub why: String,
+}
+
+impl std::fmt::Display for UplinkError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let UplinkError { provider, reason, why } = self;
+        match reason {
+            Reason::Away => write!(f, "{provider} cannot be reached: {why}"),
+            Reason::Refused => write!(f, "{provider} refused the request: {why}"),
+            Reason::Unusable => write!(f, "{provider} gave no usable answer: {why}"),
+            Reason::Deadline => write!(f, "{provider} did not answer by the deadline"),
+            Reason::Budget { .. } | Reason::MaxCost { .. } => write!(f, "{provider} was not asked: {why}"),
+        }
     }
 }
 
-/// A provider's server and the key to it.
-struct Server<'a> {
-    client: &'a Client,
-    base_url: &'a str,
-    key: Option<&'a Secret>,
-}
-
-/// A question to one model of a server.
-struct Call<'a> {
-    server: Server<'a>,
-    model: &'a str,
-    question: &'a Question<'a>,
-    parts: prompt::Parts,
-}
-
-/// What a wire format makes of an answer's body.
-struct Parsed {
-    /// The text of the answer.
-    text: Result<String, Wrong>,
-    model: String,
-    usage: Usage,
-}
-
-/// An answer that is none.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Wrong {
-    /// Asking again may help: another shape, cut off.
-    Again(String),
-    /// Asking again will not: the model declined.
-    Declined(String),
-}
-
-struct Entry {
-    provider: config::Provider,
-    key: Result<Option<Secret>, String>,
-    base_url: String,
-}
-
-impl Entry {
-    fn new(provider: &config::Provider, key: Result<Option<Secret>, String>) -> Self {
-        let default = match provider.kind {
-            Kind::Anthropic => "https://api.anthropic.com",
-            Kind::Openai | Kind::OpenaiCompatible => "https://api.openai.com/v1",
-        };
-        let base_url = provider.base_url.as_deref().unwrap_or(default).trim_end_matches('/').to_owned();
-        Entry { provider: provider.clone(), key, base_url }
-    }
-
-    fn cost_usd(&self, usage: Usage) -> f64 {
-        let p = &self.provider;
-        (usage.input_tokens as f64 * p.usd_per_million_input_tokens
-            + usage.output_tokens as f64 * p.usd_per_million_output_tokens)
-            / 1e6
-    }
-}
+impl std::error::Error for UplinkError {}
 
 /// The way up: configured providers and one HTTP client.
 pub struct Uplink {
     entries: Vec<Entry>,
     client: Client,
+    hedge: Option<Duration>,
+    books: Books,
+    cache: cache::Cache,
+    back: Arc<Notify>,
 }
 
 impl Uplink {
@@ -220,13 +231,23 @@ impl Uplink {
     }
 
     fn of(entries: Vec<Entry>) -> anyhow::Result<Self> {
-        // Where there is nothing to ask, no trust roots are needed either.
         let client = Client::builder()
             .connect_timeout(CONNECT)
             .redirect(reqwest::redirect::Policy::none())
             .user_agent(concat!("outpost/", env!("CARGO_PKG_VERSION")))
             .build()?;
-        Ok(Uplink { entries, client })
+        let (books, back) = (Books::in_memory(), Arc::new(Notify::new()));
+        Ok(Uplink { entries, client, hedge: None, books, cache: cache::Cache::default(), back })
+    }
+
+    /// With books that are kept on disk; without them nothing binds and nothing is recorded.
+    pub fn with_books(self, books: Books) -> Self {
+        Uplink { books, ..self }
+    }
+
+    /// Asks the next provider beside one that has not answered after `hedge`.
+    pub fn with_hedge(self, hedge: Option<Duration>) -> Self {
+        Uplink { hedge, ..self }
     }
 
     /// Names of the providers, in the order in which they are asked.
@@ -234,55 +255,168 @@ impl Uplink {
         self.entries.iter().map(|entry| entry.provider.name.as_str())
     }
 
-    /// Whether a provider can be asked.
+    /// Whether a provider can be asked now.
     ///
     /// # Errors
     /// The reason why not, in words.
     pub fn usable(&self, name: &str) -> Result<(), String> {
         match self.entry(name) {
-            Some(entry) => entry.key.as_ref().map(|_| ()).map_err(String::clone),
+            Some(entry) => entry.usable(Instant::now()).map_err(|closed| closed.why),
             None => Err("not configured".to_owned()),
         }
+    }
+
+    /// Whether any provider can be asked now.
+    pub fn open(&self) -> bool {
+        let now = Instant::now();
+        self.entries.iter().any(|entry| entry.usable(now).is_ok())
+    }
+
+    /// Ends when a provider has answered something.
+    pub async fn back(&self) {
+        self.back.notified().await;
+    }
+
+    /// Ends when all that was sent and spent so far is on the disk, or cannot be written there.
+    pub async fn recorded(&self) {
+        self.books.written().await;
+    }
+
+    /// What was spent today, and what is left.
+    pub fn account(&self) -> Account {
+        self.books.account()
     }
 
     fn entry(&self, name: &str) -> Option<&Entry> {
         self.entries.iter().find(|entry| entry.provider.name == name)
     }
 
-    /// What an answer would cost at most, roughly, US dollars.
-    pub fn estimate_usd(&self, name: &str, question: &Question<'_>) -> f64 {
-        let output_tokens = u64::from(question.max_output_tokens);
-        let usage = Usage { input_tokens: prompt::estimate_tokens(question), output_tokens };
-        self.entry(name).map_or(0.0, |entry| entry.cost_usd(usage))
+    /// The providers as they stand for a question, in the order in which they are asked; where there is
+    /// none to put, their estimates are 0.
+    pub fn offers(&self, question: Option<&Question<'_>>) -> Vec<Offer> {
+        let now = Instant::now();
+        let unspent = question.and_then(|question| self.books.unspent_usd(question.task));
+        let deaf = |entry: &Entry| {
+            question.is_some_and(|question| matches!(question.input, Input::Audio(_)) && !entry.provider.kind.hears())
+        };
+        let offer = |entry: &Entry| Offer {
+            provider: entry.provider.name.clone(),
+            usable: match deaf(entry) {
+                true => Err(Closed::lasting("its wire format takes no audio")),
+                false => entry.usable(now),
+            },
+            latency: entry.latency(),
+            estimate_usd: question.map_or(0.0, |question| money::usd(entry.estimate(question))),
+            left_usd: unspent.map(|(left, _)| left),
+            budget_usd: unspent.map(|(_, budget)| budget),
+        };
+        self.entries.iter().map(offer).collect()
     }
 
-    /// Asks a provider, again where that may help, until the deadline.
-    ///
-    /// # Errors
-    /// See [`UplinkError`].
-    pub async fn ask(
-        &self,
-        name: &str,
-        question: &Question<'_>,
-        deadline: Option<Instant>,
-    ) -> Result<Answer, UplinkError> {
-        let refused = |why: String| UplinkError::Refused { provider: name.to_owned(), why, cost_usd: 0.0 };
-        let entry = self.entry(name).ok_or_else(|| refused("not configured".to_owned()))?;
-        let key = entry.key.as_ref().map_err(|why| refused(why.clone()))?.as_ref();
-        let parts = prompt::parts(question).map_err(refused)?;
-        let server = Server { client: &self.client, base_url: &entry.base_url, key };
-        let call = Call { server, model: &entry.provider.model, question, parts };
-        let request = || match entry.provider.kind {
-            Kind::Anthropic => anthropic::request(&call),
-            Kind::Openai => openai::responses(&call),
-            Kind::OpenaiCompatible => openai::chat(&call),
+    /// Asks these providers, the next one where one gives no answer or, where hedging is on, is late.
+    pub async fn ask(&self, names: &[String], request: &Request<'_>) -> Asked {
+        let key = (!request.cache.is_zero()).then(|| cache::key(request.question)).flatten();
+        if let Some((answer, age)) = key.and_then(|key| self.cache.get(&key, request.cache, Instant::now())) {
+            let answer = Some(Answer { age: Some(age), ..answer });
+            return Asked { failed: Vec::new(), answer, cost_usd: 0.0 };
+        }
+        let purse = JobPurse::new(request.max_cost_usd);
+        let (failed, answer) = match parts(request.question).await {
+            Ok(parts) => self.ask_in_order(names, request, &parts, &purse).await,
+            Err(why) => {
+                let provider = names.first().cloned().unwrap_or_default();
+                (vec![UplinkError { provider, reason: Reason::Refused, why }], None)
+            }
         };
-        let mut asking = Asking { entry, key, deadline, usage: Usage::default(), failures: 0, wrong: 0 };
+        if let (Some(key), Some(answer)) = (key, &answer) {
+            self.cache.put(key, answer, Instant::now());
+        }
+        Asked { failed, answer, cost_usd: purse.cost_usd() }
+    }
+
+    async fn ask_in_order(
+        &self,
+        names: &[String],
+        request: &Request<'_>,
+        parts: &prompt::Parts,
+        purse: &JobPurse,
+    ) -> (Vec<UplinkError>, Option<Answer>) {
+        type Answering<'a> = Pin<Box<dyn Future<Output = Result<Answer, UplinkError>> + Send + 'a>>;
+        let mut names = names.iter();
+        let mut failed = Vec::new();
+        let mut running: Vec<Answering<'_>> = Vec::new();
         loop {
-            if let Some(answer) = asking.attempt(request(), question).await? {
-                return Ok(answer);
+            if running.is_empty() {
+                let Some(name) = names.next() else { return (failed, None) };
+                running.push(Box::pin(self.ask_one(name, request, parts, purse)));
+            }
+            let hedge = self.hedge.filter(|_| running.len() == 1 && names.len() > 0);
+            let late = async {
+                match hedge {
+                    Some(hedge) => tokio::time::sleep(hedge).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let done = std::future::poll_fn(|context| {
+                let ready = running.iter_mut().enumerate().find_map(|(n, asking)| {
+                    let Poll::Ready(result) = asking.as_mut().poll(context) else { return None };
+                    Some((n, result))
+                });
+                ready.map_or(Poll::Pending, Poll::Ready)
+            });
+            tokio::select! {
+                biased;
+                (n, result) = done => {
+                    drop(running.swap_remove(n));
+                    match result {
+                        // The others are dropped; what they have sent is counted in full.
+                        Ok(answer) => return (failed, Some(answer)),
+                        Err(error) => failed.push(error),
+                    }
+                }
+                () = late => {
+                    if let Some(name) = names.next() {
+                        running.push(Box::pin(self.ask_one(name, request, parts, purse)));
+                    }
+                }
             }
         }
+    }
+
+    async fn ask_one(
+        &self,
+        name: &str,
+        request: &Request<'_>,
+        parts: &prompt::Parts,
+        purse: &JobPurse,
+    ) -> Result<Answer, UplinkError> {
+        let error = |reason, why: String| UplinkError { provider: name.to_owned(), reason, why };
+        let refused = |why: String| error(Reason::Refused, why);
+        let entry = self.entry(name).ok_or_else(|| refused("not configured".to_owned()))?;
+        let key = entry.key.as_ref().map_err(|why| refused(why.clone()))?.as_ref();
+        let question = request.question;
+        let ask = Ask { model: &entry.provider.model, question, parts };
+        let body = serde_json::to_vec(&entry.provider.kind.body(&ask)).map_err(|error| refused(error.to_string()))?;
+        let line = Line {
+            at: books::now(),
+            call: 0,
+            job: request.job.map(str::to_owned),
+            task: question.task.to_owned(),
+            provider: name.to_owned(),
+            model: entry.provider.model.clone(),
+            bytes: body.len() as u64,
+            sha256: Sha256::digest(&body).iter().map(|byte| format!("{byte:02x}")).collect(),
+            requests: 0,
+            input_tokens: 0,
+            cached_tokens: 0,
+            output_tokens: 0,
+            cost_usd: 0.0,
+            outcome: String::new(),
+        };
+        let call = self.books.call(purse, line);
+        let (client, back) = (&self.client, &*self.back);
+        let asking = Asking { client, entry, key, request, body, call, back, failures: 0, wrong: 0, pauses: 0 };
+        asking.run().await
     }
 
     /// Whether a provider can be reached with its key: lists its models, which costs nothing.
@@ -292,173 +426,37 @@ impl Uplink {
     pub async fn probe(&self, name: &str) -> Result<String, String> {
         let entry = self.entry(name).ok_or("not configured")?;
         let key = entry.key.as_ref().map_err(String::clone)?.as_ref();
-        let server = Server { client: &self.client, base_url: &entry.base_url, key };
-        let request = match entry.provider.kind {
-            Kind::Anthropic => anthropic::models(&server),
-            Kind::Openai | Kind::OpenaiCompatible => openai::models(&server),
-        };
-        match request.timeout(Duration::from_secs(10)).send().await {
+        let server = entry.server(&self.client, key);
+        match entry.provider.kind.models(&server).timeout(Duration::from_secs(10)).send().await {
             Ok(response) if matches!(response.status().as_u16(), 401 | 403) => {
-                Err(format!("{} refuses the key", entry.base_url))
+                Err(format!("{} refuses the key", server.base_url))
             }
-            Ok(_) => Ok(format!("{} can be reached", entry.base_url)),
-            Err(error) => Err(format!("{} cannot be reached: {}", entry.base_url, plain(&error))),
+            Ok(_) => Ok(format!("{} can be reached", server.base_url)),
+            Err(error) => Err(format!("{} cannot be reached: {}", server.base_url, call::plain(&error))),
         }
     }
 }
 
-/// One question on its way: what it has cost and how often it failed.
-struct Asking<'a> {
-    entry: &'a Entry,
-    key: Option<&'a Secret>,
-    deadline: Option<Instant>,
-    usage: Usage,
-    failures: u32,
-    wrong: u32,
-}
-
-impl Asking<'_> {
-    /// Sends one request. None: worth another.
-    async fn attempt(
-        &mut self,
-        request: RequestBuilder,
-        question: &Question<'_>,
-    ) -> Result<Option<Answer>, UplinkError> {
-        let left = self.left();
-        if left.is_zero() {
-            return Err(self.late());
-        }
-        // Dropping the request at the deadline ends it, whatever it waits for.
-        let exchange = async {
-            let response = request.timeout(left.min(ATTEMPT)).send().await?;
-            let (status, headers) = (response.status().as_u16(), response.headers().clone());
-            Ok::<_, reqwest::Error>((status, headers, body(response).await?))
-        };
-        let (status, headers, body) = match exchange.await {
-            Ok(exchange) => exchange,
-            Err(_) if self.left().is_zero() => return Err(self.late()),
-            Err(error) => {
-                tracing::warn!(provider = self.entry.provider.name, "request failed: {}", plain(&error));
-                return self.again(plain(&error), None).await;
-            }
-        };
-        let Some(body) = body else {
-            return Err(self.unusable(format!("its answer is over {MAX_ANSWER} bytes")));
-        };
-        let json: Option<Value> = serde_json::from_slice(&body).ok();
-        if !(200..300).contains(&status) {
-            let detail = json.as_ref().map(retry::Detail::of).unwrap_or_default();
-            tracing::warn!(
-                provider = self.entry.provider.name,
-                status,
-                kind = self.redacted(&detail.kind),
-                "{}",
-                self.redacted(&detail.message)
-            );
-            let why = format!("status {status}");
-            return match retry::worth(self.entry.provider.kind, status, &detail) {
-                true => self.again(why, retry::floor(&headers)).await,
-                false => Err(UplinkError::Refused { provider: self.name(), why, cost_usd: self.cost() }),
-            };
-        }
-        let parsed = json.map(|json| match self.entry.provider.kind {
-            Kind::Anthropic => anthropic::parse(&json),
-            Kind::Openai => openai::parse_response(&json),
-            Kind::OpenaiCompatible => openai::parse_chat(&json),
+/// The question in words; scaling a picture is done beside the runtime.
+async fn parts(question: &Question<'_>) -> Result<prompt::Parts, String> {
+    if let Input::Image(bytes) = question.input
+        && picture::is_larger(bytes, question.picture_side)
+    {
+        let (bytes, side) = (bytes.clone(), question.picture_side);
+        let fitted = tokio::task::spawn_blocking(move || {
+            let (_, fitted) = picture::fit(&bytes, side)?;
+            Ok::<_, String>(fitted.into_owned())
         });
-        let Some(Parsed { text, model, usage }) = parsed else {
-            return self.once_more("its answer is not JSON".to_owned());
-        };
-        self.usage.input_tokens += usage.input_tokens;
-        self.usage.output_tokens += usage.output_tokens;
-        match text.and_then(|text| schema::read(question, &text, usage).map_err(Wrong::Again)) {
-            Ok(output) => Ok(Some(Answer { output, model, usage: self.usage, cost_usd: self.cost() })),
-            Err(Wrong::Again(why)) => self.once_more(why),
-            Err(Wrong::Declined(why)) => Err(self.unusable(why)),
-        }
+        let fitted = Input::Image(fitted.await.map_err(|error| error.to_string())??);
+        return prompt::parts(&Question { input: &fitted, ..question.clone() });
     }
-
-    /// Waits as the schedule says, if there is an attempt left and the deadline allows.
-    async fn again(&mut self, why: String, floor: Option<Duration>) -> Result<Option<Answer>, UplinkError> {
-        self.failures += 1;
-        let Some(wait) = retry::wait(self.failures, floor) else {
-            return Err(UplinkError::Unreachable { provider: self.name(), why, cost_usd: self.cost() });
-        };
-        if wait >= self.left() {
-            // Another provider may still be in time; this one is not.
-            return Err(UplinkError::Unreachable { provider: self.name(), why, cost_usd: self.cost() });
-        }
-        tokio::time::sleep(wait).await;
-        Ok(None)
-    }
-
-    fn once_more(&mut self, why: String) -> Result<Option<Answer>, UplinkError> {
-        self.wrong += 1;
-        if self.wrong < WRONG_ANSWERS { Ok(None) } else { Err(self.unusable(why)) }
-    }
-
-    fn left(&self) -> Duration {
-        self.deadline.map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(Instant::now()))
-    }
-
-    fn name(&self) -> String {
-        self.entry.provider.name.clone()
-    }
-
-    fn cost(&self) -> f64 {
-        self.entry.cost_usd(self.usage)
-    }
-
-    fn late(&self) -> UplinkError {
-        UplinkError::Deadline { provider: self.name(), cost_usd: self.cost() }
-    }
-
-    fn unusable(&self, why: String) -> UplinkError {
-        UplinkError::Unusable { provider: self.name(), why, cost_usd: self.cost() }
-    }
-
-    /// A provider's own text for the log: short, and without the key should it echo it.
-    fn redacted(&self, text: &str) -> String {
-        let text = match self.key {
-            Some(key) => text.replace(key.expose(), "…"),
-            None => text.to_owned(),
-        };
-        text.chars().filter(|c| !c.is_control()).take(200).collect()
-    }
+    prompt::parts(question)
 }
 
-/// The body, or none if it is over the limit.
-async fn body(mut response: Response) -> Result<Option<Vec<u8>>, reqwest::Error> {
-    let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await? {
-        if body.len() + chunk.len() > MAX_ANSWER {
-            return Ok(None);
-        }
-        body.extend_from_slice(&chunk);
-    }
-    Ok(Some(body))
-}
-
-/// A transport error in a few words, without the URL, which may carry a secret.
-fn plain(error: &reqwest::Error) -> String {
-    let kind = if error.is_timeout() {
-        "no answer in time"
-    } else if error.is_connect() {
-        "no connection"
-    } else if error.is_body() || error.is_decode() {
-        "the answer broke off"
-    } else {
-        "the request failed"
-    };
-    // The innermost cause is the one that an administrator can act upon.
-    let mut source: Option<&dyn std::error::Error> = std::error::Error::source(error);
-    let mut last = None;
-    while let Some(error) = source {
-        last = Some(error.to_string());
-        source = error.source();
-    }
-    match last {
-        Some(cause) if !error.is_timeout() => format!("{kind} ({cause})"),
-        _ => kind.to_owned(),
-    }
+/// Whether a question can be put to a closed model at all.
+///
+/// # Errors
+/// In words, why not.
+pub fn sendable(question: &Question<'_>) -> Result<(), String> {
+    prompt::sendable(question)
 }

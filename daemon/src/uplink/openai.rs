@@ -3,8 +3,9 @@
 use reqwest::RequestBuilder;
 use serde_json::{Value, json};
 
-use super::{Call, Parsed, Server, Wrong, schema};
-use crate::job::Usage;
+use super::money::Tokens;
+use super::schema;
+use super::wire::{Ask, Parsed, Server, Wrong};
 
 /// Name of the schema, which both formats ask for.
 const SCHEMA: &str = "answer";
@@ -20,12 +21,21 @@ fn data_url((media_type, data): &(&str, String)) -> String {
     format!("data:{media_type};base64,{data}")
 }
 
-/// POST /responses; nothing is stored.
-pub fn responses(call: &Call<'_>) -> RequestBuilder {
-    let Call { server, model, question, parts } = call;
-    let mut content = vec![json!({"type": "input_text", "text": parts.text})];
+/// POST /PATH.
+pub fn post(server: &Server<'_>, path: &str) -> RequestBuilder {
+    with_key(server, server.client.post(format!("{}/{path}", server.base_url)))
+}
+
+/// The body of /responses; nothing is stored. What all questions of a task share comes first: prompts
+/// are cached by their beginning, and where that is long enough its key keeps them together.
+pub fn responses(ask: &Ask<'_>) -> Value {
+    let Ask { model, question, parts } = ask;
+    let mut content = vec![json!({"type": "input_text", "text": parts.head})];
     if let Some(image) = &parts.image {
         content.push(json!({"type": "input_image", "image_url": data_url(image), "detail": "auto"}));
+    }
+    if let Some(text) = &parts.text {
+        content.push(json!({"type": "input_text", "text": text}));
     }
     let mut body = json!({
         "model": model,
@@ -33,22 +43,33 @@ pub fn responses(call: &Call<'_>) -> RequestBuilder {
         "max_output_tokens": question.max_output_tokens,
         "input": [{"role": "user", "content": content}],
     });
+    if parts.cacheable() {
+        body["prompt_cache_key"] = json!(format!("outpost-{}", question.task));
+    }
     if let Some(schema) = schema::of(&question.shape) {
         body["text"] = json!({"format": {"type": "json_schema", "name": SCHEMA, "strict": true, "schema": schema}});
     }
-    with_key(server, server.client.post(format!("{}/responses", server.base_url))).json(&body)
+    body
 }
 
-/// POST /chat/completions.
-pub fn chat(call: &Call<'_>) -> RequestBuilder {
-    let Call { server, model, question, parts } = call;
-    let content = match &parts.image {
+/// The body of /chat/completions.
+pub fn chat(ask: &Ask<'_>) -> Value {
+    let Ask { model, question, parts } = ask;
+    let content = if parts.image.is_none() && parts.audio.is_none() {
         // Plain text is what every such server takes.
-        None => json!(parts.text),
-        Some(image) => json!([
-            {"type": "text", "text": parts.text},
-            {"type": "image_url", "image_url": {"url": data_url(image)}},
-        ]),
+        json!(parts.in_words())
+    } else {
+        let mut content = vec![json!({"type": "text", "text": parts.head})];
+        if let Some(image) = &parts.image {
+            content.push(json!({"type": "image_url", "image_url": {"url": data_url(image)}}));
+        }
+        if let Some((_, data)) = &parts.audio {
+            content.push(json!({"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}));
+        }
+        if let Some(text) = &parts.text {
+            content.push(json!({"type": "text", "text": text}));
+        }
+        json!(content)
     };
     let mut body = json!({
         "model": model,
@@ -59,7 +80,7 @@ pub fn chat(call: &Call<'_>) -> RequestBuilder {
         body["response_format"] =
             json!({"type": "json_schema", "json_schema": {"name": SCHEMA, "strict": true, "schema": schema}});
     }
-    with_key(server, server.client.post(format!("{}/chat/completions", server.base_url))).json(&body)
+    body
 }
 
 /// GET /models.
@@ -79,15 +100,13 @@ pub fn parse_response(body: &Value) -> Parsed {
     let refused = contents.iter().any(|content| content["type"] == "refusal");
     let text = contents.iter().filter(|content| content["type"] == "output_text").filter_map(|c| c["text"].as_str());
     let text = match body["status"].as_str() {
-        _ if refused => Err(Wrong::Declined("the model declined to answer".to_owned())),
+        _ if refused => Err(Wrong::declined()),
         Some("completed") => Ok(text.collect()),
-        Some("incomplete") if body["incomplete_details"]["reason"] == "content_filter" => {
-            Err(Wrong::Declined("the provider's filter stopped the answer".to_owned()))
-        }
-        Some("incomplete") => Err(Wrong::Again("its answer was cut off".to_owned())),
-        _ => Err(Wrong::Again("its answer did not end".to_owned())),
+        Some("incomplete") if body["incomplete_details"]["reason"] == "content_filter" => Err(Wrong::filtered()),
+        Some("incomplete") => Err(Wrong::cut_off()),
+        _ => Err(Wrong::unended()),
     };
-    parsed(body, text, ["input_tokens", "output_tokens"])
+    parsed(body, text, ["input_tokens", "output_tokens", "input_tokens_details"])
 }
 
 /// Reads a chat completion.
@@ -95,20 +114,28 @@ pub fn parse_chat(body: &Value) -> Parsed {
     let choice = &body["choices"][0];
     let message = &choice["message"];
     let text = match choice["finish_reason"].as_str() {
-        _ if message["refusal"].is_string() => Err(Wrong::Declined("the model declined to answer".to_owned())),
-        Some("content_filter") => Err(Wrong::Declined("the provider's filter stopped the answer".to_owned())),
+        _ if message["refusal"].is_string() => Err(Wrong::declined()),
+        Some("content_filter") => Err(Wrong::filtered()),
         Some("stop") => message["content"]
             .as_str()
             .map(str::to_owned)
             .ok_or_else(|| Wrong::Again("its answer holds no text".to_owned())),
-        Some("length") => Err(Wrong::Again("its answer was cut off".to_owned())),
-        _ => Err(Wrong::Again("its answer did not end".to_owned())),
+        Some("length") => Err(Wrong::cut_off()),
+        _ => Err(Wrong::unended()),
     };
-    parsed(body, text, ["prompt_tokens", "completion_tokens"])
+    parsed(body, text, ["prompt_tokens", "completion_tokens", "prompt_tokens_details"])
 }
 
-fn parsed(body: &Value, text: Result<String, Wrong>, [input, output]: [&str; 2]) -> Parsed {
-    let count = |key: &str| body["usage"][key].as_u64().unwrap_or(0);
-    let usage = Usage { input_tokens: count(input), output_tokens: count(output) };
-    Parsed { text, model: body["model"].as_str().unwrap_or_default().to_owned(), usage }
+fn parsed(body: &Value, text: Result<String, Wrong>, [input, output, details]: [&str; 3]) -> Parsed {
+    let usage = &body["usage"];
+    let count = |value: &Value| value.as_u64();
+    let total = count(&usage["total_tokens"]).unwrap_or(0);
+    let tokens = count(&usage[input]).zip(count(&usage[output])).map(|(input, output)| Tokens {
+        input,
+        cached: count(&usage[details]["cached_tokens"]).unwrap_or(0),
+        stored: count(&usage[details]["cache_write_tokens"]).unwrap_or(0),
+        // Some servers count hidden reasoning in the total alone.
+        output: output.max(total.saturating_sub(input)),
+    });
+    Parsed { text, model: body["model"].as_str().unwrap_or_default().to_owned(), tokens }
 }

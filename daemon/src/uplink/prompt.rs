@@ -1,42 +1,81 @@
-//! The words of a question: instruction, rules of the answer, and the input as text or picture.
+//! The words of a question: instruction, rules of the answer, and the input as text, picture or sound.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use super::{Question, Shape};
+use super::{Question, Shape, picture};
 use crate::job::Input;
-use crate::task::image;
 
 /// Rows of a series that are sent; a longer one is thinned out.
 const ROWS: usize = 512;
-/// Tokens that a picture takes at most, over the providers' own rules.
-const IMAGE_TOKENS: u64 = 1600;
+/// A beginning of so many bytes is worth caching: about the 1024 tokens from which providers cache.
+const CACHEABLE: usize = 4096;
+/// Tokens that a provider may add around a question: roles, and the rules of structured output.
+const AROUND: u64 = 400;
 
-/// What every wire format wraps in its own way.
+/// What every wire format wraps in its own way. What all questions of a task share comes first.
+#[derive(Debug)]
 pub struct Parts {
-    /// Instruction and input in words.
-    pub text: String,
+    /// Task, instruction and rules: the same for every question of a task.
+    pub head: String,
+    /// The input in words; none where it is a picture or a sound.
+    pub text: Option<String>,
     /// Media type and base64 of a picture.
     pub image: Option<(&'static str, String)>,
+    /// Media type and base64 of a sound.
+    pub audio: Option<(&'static str, String)>,
 }
 
-/// Puts a question into words.
-///
-/// # Errors
-/// The input is of a kind that cannot be sent.
-pub fn parts(question: &Question<'_>) -> Result<Parts, String> {
-    let head = format!("Task: {}\n{}\n\n{}", question.task, question.instruction, rules(&question.shape));
-    match question.input {
-        Input::Text(text) => Ok(Parts { text: format!("{head}\n\nInput:\n{text}"), image: None }),
-        Input::Series(rows) => Ok(Parts { text: format!("{head}\n\n{}", table(rows)), image: None }),
-        Input::Image(bytes) => match image::media_type(bytes) {
-            Some(media_type) => Ok(Parts { text: head, image: Some((media_type, STANDARD.encode(bytes))) }),
-            None => Err("the picture is neither a PNG nor a JPEG".to_owned()),
-        },
-        Input::Audio(_) | Input::Tensor(_) => {
-            Err(format!("an input of the kind `{}` cannot be sent up by this version", question.input.kind()))
+impl Parts {
+    /// All words in one text.
+    pub fn in_words(&self) -> String {
+        match &self.text {
+            Some(text) => format!("{}{text}", self.head),
+            None => self.head.clone(),
         }
     }
+
+    /// Whether the beginning is long enough for a provider's prompt cache.
+    pub fn cacheable(&self) -> bool {
+        self.head.len() >= CACHEABLE
+    }
+}
+
+/// Puts a question into words. Scales a picture, which may take some milliseconds.
+///
+/// # Errors
+/// The input is of a kind that cannot be sent, or is broken.
+pub fn parts(question: &Question<'_>) -> Result<Parts, String> {
+    let head = head(question);
+    let with = |text| Ok(Parts { head: format!("{head}\n\n"), text: Some(text), image: None, audio: None });
+    match question.input {
+        Input::Text(text) => with(format!("Input:\n{text}")),
+        Input::Series(rows) => with(table(rows)),
+        Input::Image(bytes) => {
+            let (media_type, bytes) = picture::fit(bytes, question.picture_side)?;
+            Ok(Parts { head, text: None, image: Some((media_type, STANDARD.encode(bytes))), audio: None })
+        }
+        Input::Audio(bytes) => {
+            Ok(Parts { head, text: None, image: None, audio: Some(("audio/wav", STANDARD.encode(bytes))) })
+        }
+        Input::Tensor(_) => Err(unsendable(question)),
+    }
+}
+
+fn unsendable(question: &Question<'_>) -> String {
+    format!("an input of the kind `{}` cannot be sent up", question.input.kind())
+}
+
+/// Whether the input is of a kind that can be sent.
+///
+/// # Errors
+/// In words, why not.
+pub fn sendable(question: &Question<'_>) -> Result<(), String> {
+    if matches!(question.input, Input::Tensor(_)) { Err(unsendable(question)) } else { Ok(()) }
+}
+
+fn head(question: &Question<'_>) -> String {
+    format!("Task: {}\n{}\n\n{}", question.task, question.instruction, rules(&question.shape))
 }
 
 fn rules(shape: &Shape) -> String {
@@ -53,9 +92,13 @@ fn rules(shape: &Shape) -> String {
     }
 }
 
+fn step(rows: usize) -> usize {
+    rows.div_ceil(ROWS).max(1)
+}
+
 /// A compact table: every n-th row, four digits a value.
 fn table(rows: &[Vec<f32>]) -> String {
-    let step = rows.len().div_ceil(ROWS).max(1);
+    let step = step(rows.len());
     let mut text = format!("Input: {} rows in order of time", rows.len());
     if step > 1 {
         text += &format!(", of which every {step}th is shown");
@@ -67,9 +110,12 @@ fn table(rows: &[Vec<f32>]) -> String {
     text
 }
 
-/// Four significant digits, without a tail of zeros.
+/// Four significant digits, without a tail of zeros; with an exponent where that is shorter.
 fn short(value: f32) -> String {
     let magnitude = if value == 0.0 { 0 } else { value.abs().log10().floor() as i32 };
+    if !(-4..=5).contains(&magnitude) {
+        return format!("{value:.3e}");
+    }
     let digits = (3 - magnitude).clamp(0, 8) as usize;
     let text = format!("{value:.digits$}");
     match text.contains('.') {
@@ -78,21 +124,69 @@ fn short(value: f32) -> String {
     }
 }
 
-/// Tokens that the question takes, estimated from above: three bytes each, and a picture's most.
+/// Tokens of a text, from above: two letters or blanks make at least one, any other byte may be one.
+fn tokens(text: &str) -> u64 {
+    let plain = text.bytes().filter(|byte| byte.is_ascii_alphabetic() || *byte == b' ').count() as u64;
+    plain / 2 + (text.len() as u64 - plain) + 1
+}
+
+/// Tokens that the question takes, estimated from above, without putting it into words.
 pub fn estimate_tokens(question: &Question<'_>) -> u64 {
-    parts(question).map_or(0, |parts| parts.text.len() as u64 / 3 + 1 + parts.image.map_or(0, |_| IMAGE_TOKENS))
+    let labels = match &question.shape {
+        // In the rules, and again in the schema.
+        Shape::Classes { labels } => labels.iter().map(|label| 2 * (tokens(label) + 3)).sum(),
+        _ => 0,
+    };
+    let input = match question.input {
+        Input::Text(text) => tokens(text),
+        Input::Series(rows) => {
+            let shown = rows.len().div_ceil(step(rows.len())) as u64;
+            // A sign, a point, four digits, a comma and an exponent at times.
+            shown * rows.first().map_or(0, |row| row.len() as u64) * 8 + 32
+        }
+        Input::Image(bytes) => picture::tokens(bytes, question.picture_side),
+        // The densest count is 32 tokens a second, the thinnest file 8000 bytes a second.
+        Input::Audio(bytes) => bytes.len() as u64 / 250 + 1,
+        Input::Tensor(_) => 0,
+    };
+    AROUND + tokens(question.task) + tokens(question.instruction) + labels + input
 }
 
 #[cfg(test)]
 mod tests {
-    use super::short;
+    use super::*;
 
     #[test]
     fn values_are_short() {
-        for (value, text) in
-            [(0.0, "0"), (1.0, "1"), (0.001_234_56, "0.001235"), (-12.5, "-12.5"), (123_456.0, "123456")]
-        {
+        for (value, text) in [
+            (0.0, "0"),
+            (1.0, "1"),
+            (0.001_234_56, "0.001235"),
+            (-12.5, "-12.5"),
+            (123_456.0, "123456"),
+            (1.234_56e9, "1.235e9"),
+            (-1e-7, "-1.000e-7"),
+            (f32::MAX, "3.403e38"),
+        ] {
             assert_eq!(short(value), text);
+        }
+    }
+
+    /// The whole text never has more tokens than estimated, even if every third byte were one.
+    #[test]
+    fn the_estimate_is_from_above() {
+        let wave = |channels: usize| Input::Series((0..900).map(|i| vec![-0.123_45 * i as f32; channels]).collect());
+        let labels = vec!["urgent".to_owned(), "later".to_owned()];
+        for (input, shape) in [
+            (Input::Text("oil on the floor, 35 °C, 日本語".repeat(20)), Shape::Classes { labels }),
+            (wave(1), Shape::Anomaly { threshold: 1.5 }),
+            (wave(3), Shape::Text),
+        ] {
+            let instruction = "Say what it is.";
+            let question =
+                Question { task: "t", instruction, input: &input, shape, max_output_tokens: 9, picture_side: 512 };
+            let words = parts(&question).expect("words").in_words();
+            assert!(words.len() as u64 / 3 <= estimate_tokens(&question), "{} bytes", words.len());
         }
     }
 }

@@ -77,7 +77,14 @@ mod tests {
     #[test]
     fn nothing_but_the_shape_passes() {
         let input = Input::Text("x".to_owned());
-        let ask = |shape| Question { task: "t", instruction: "i", input: &input, shape, max_output_tokens: 9 };
+        let ask = |shape| Question {
+            task: "t",
+            instruction: "i",
+            input: &input,
+            shape,
+            max_output_tokens: 9,
+            picture_side: 256,
+        };
         let classes = || Shape::Classes { labels: vec!["a".to_owned(), "b".to_owned()] };
         let anomaly = || Shape::Anomaly { threshold: 1.0 };
         for (shape, text, good) in [
