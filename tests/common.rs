@@ -151,6 +151,17 @@ impl Daemon {
     /// Starts `name`, which reaches its broker at `at`; the test reaches the same one at `url`. `more`
     /// goes on with the section `[broker]`.
     pub async fn start_at(name: &str, url: &str, at: &str, more: &str, models: &Path, env: &[(&str, &str)]) -> Self {
+        let mut daemon = Self::prepare_at(name, url, at, more, models, env);
+        daemon.restart().await;
+        daemon
+    }
+
+    /// Writes its configuration; [`Daemon::spawn`] starts it.
+    pub fn prepare(name: &str, url: &str, more: &str, models: &Path, env: &[(&str, &str)]) -> Self {
+        Self::prepare_at(name, url, url, more, models, env)
+    }
+
+    fn prepare_at(name: &str, url: &str, at: &str, more: &str, models: &Path, env: &[(&str, &str)]) -> Self {
         let dir = TempDir::new().expect("a folder");
         let text = format!(
             "[models]\ndir = {:?}\n[store]\ndir = {:?}\n[broker]\nurl = {at:?}\n{more}",
@@ -160,9 +171,7 @@ impl Daemon {
         std::fs::write(dir.path().join("outpost.toml"), text).expect("written");
         let mut env: Vec<_> = env.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         env.push(("OUTPOST_NODE__NAME".to_owned(), name.to_owned()));
-        let mut daemon = Daemon { name: name.to_owned(), url: url.to_owned(), dir, env, process: None };
-        daemon.restart().await;
-        daemon
+        Daemon { name: name.to_owned(), url: url.to_owned(), dir, env, process: None }
     }
 
     /// Its configuration, its log and its store.
@@ -238,8 +247,17 @@ impl Daemon {
         tokio::task::spawn_blocking(move || process.0.wait().expect("ended").code()).await.expect("joined")
     }
 
-    /// SIGSTOP or SIGCONT.
-    pub fn pause(&self, name: &str) {
+    /// Waits until its log has `text`.
+    pub async fn logs(&self, text: &str) {
+        let started = Instant::now();
+        while !self.log().contains(text) {
+            assert!(started.elapsed() < PATIENCE, "{text} is not in\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, name: &str) {
         signal(&self.process.as_ref().expect("running").0, name);
     }
 

@@ -20,5 +20,7 @@ mod money;
 mod overload;
 mod providers;
 mod reconnect;
+mod reload;
 mod shutdown;
+mod units;
 mod uplink;

@@ -15,13 +15,13 @@ async fn the_queue_is_bounded() {
     client.subscribe("answers/#").await;
     // All at once: the daemon sleeps while they are sent.
     const JOBS: usize = 100;
-    daemon.pause("STOP");
+    daemon.signal("STOP");
     for n in 0..JOBS {
         let properties = bare(Some("text/plain"), &format!("answers/{n}"), &n.to_string(), &[]);
         client.publish("outpost/n/jobs/text.classify", "the belt of press 4 slips now and then", properties).await;
     }
     tokio::time::sleep(Duration::from_millis(200)).await;
-    daemon.pause("CONT");
+    daemon.signal("CONT");
     let mut outcomes: BTreeMap<String, String> = BTreeMap::new();
     for _ in 0..JOBS {
         let message = client.next().await;
@@ -48,14 +48,14 @@ async fn higher_priority_goes_first() {
     client.subscribe("answers/#").await;
     const JOBS: usize = 300;
     const URGENT: usize = 10;
-    daemon.pause("STOP");
+    daemon.signal("STOP");
     for n in 0..JOBS {
         let priority = if n >= JOBS - URGENT { "9" } else { "1" };
         let properties = bare(Some("text/plain"), &format!("answers/{n}"), &n.to_string(), &[("priority", priority)]);
         client.publish("outpost/m/jobs/text.classify", "the belt of press 4 slips. ".repeat(30), properties).await;
     }
     tokio::time::sleep(Duration::from_millis(300)).await;
-    daemon.pause("CONT");
+    daemon.signal("CONT");
     let mut order = Vec::new();
     for _ in 0..JOBS {
         let topic = client.next().await.topic;

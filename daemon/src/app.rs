@@ -4,18 +4,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinHandle;
 
 use crate::admit::Gate;
 use crate::config::{self, BrokerAt, Config};
-use crate::dispatch::Dispatch;
+use crate::dispatch::{Dispatch, InForce};
 use crate::engine::{Pool, Registry, Shelf, meter};
 use crate::hold::Hold;
 use crate::intake::Reader;
 use crate::intake::link::{self, Link};
 use crate::status::{self, Report, State};
 use crate::store::Store;
+use crate::systemd;
 use crate::topic::Topics;
 use crate::uplink::{self, Books, Budgets, Uplink};
 
@@ -30,7 +31,8 @@ const GOODBYE: Duration = Duration::from_secs(2);
 pub struct App {
     config: Config,
     topics: Topics,
-    dispatch: Arc<Dispatch>,
+    in_force: Arc<InForce>,
+    changed: Arc<Notify>,
     connection: watch::Receiver<link::State>,
     client: rumqttc::v5::AsyncClient,
     tasks: Vec<JoinHandle<()>>,
@@ -55,8 +57,9 @@ impl App {
             .await?
             .with_context(|| format!("store.dir {}", config.store.display()))?;
         let store = Arc::new(store);
+        systemd::status("loading models");
         let models = config.models.clone();
-        let registry = tokio::task::spawn_blocking(move || load(&models)).await?;
+        let registry = tokio::task::spawn_blocking(move || load(&models, None)).await?;
         let (store_dir, window) = (config.store.clone(), config.uplink.hold_offline);
         let budgets = budgets(&config);
         let opened = tokio::task::spawn_blocking(move || {
@@ -68,7 +71,7 @@ impl App {
             Some(uplink) => uplink,
             None => Uplink::new(&config.uplink.providers)?,
         };
-        let uplink = uplink.with_books(books).with_hedge(config.uplink.hedge);
+        let uplink = Arc::new(uplink.with_books(books).with_hedge(config.uplink.hedge));
 
         #[cfg(feature = "broker")]
         let mut broker = None;
@@ -98,14 +101,14 @@ impl App {
             config.jobs.max_bytes,
         )?;
         let client = link.client();
-        let dispatch = Arc::new(Dispatch {
+        let in_force = Arc::new(InForce::new(Dispatch {
             reader: Reader {
                 topics: topics.clone(),
                 reply_to: config.jobs.reply_to.clone(),
                 max_bytes: config.jobs.max_bytes,
             },
-            gate: Gate::new(config.jobs.queue, config.jobs.max_bytes, Arc::clone(&store)),
-            pool: Pool::start(config.models.threads, config.jobs.queue, &registry.shelf)?,
+            gate: Arc::new(Gate::new(config.jobs.queue, config.jobs.max_bytes, Arc::clone(&store))),
+            pool: Arc::new(Pool::start(config.models.threads, config.jobs.queue, &registry.shelf)?),
             registry,
             uplink,
             routing: config.routing.clone(),
@@ -113,19 +116,20 @@ impl App {
             outbox: Arc::clone(&link.outbox),
             hold: Arc::new(hold),
             // The other half of the room stays for jobs that can be answered now.
-            patient: Semaphore::new((config.jobs.queue / 2).max(1)),
-        });
-        dispatch.resume_held();
+            patient: Arc::new(Semaphore::new((config.jobs.queue / 2).max(1))),
+        }));
+        in_force.get().resume_held();
 
         let (deliver, arrived) = Link::channel(config.jobs.queue);
-        let (told, connection) = watch::channel(link::State::Away("not yet connected".to_owned()));
-        let reader = Arc::clone(&dispatch);
+        let (told, connection) = watch::channel(link::State::New);
+        let reader = Arc::clone(&in_force);
         let runtime = tokio::runtime::Handle::current();
         // Ends by itself when the link, which holds the sender, is gone.
         std::thread::Builder::new().name("outpost-intake".to_owned()).spawn(move || reader.work(arrived, &runtime))?;
         let mut app = App {
             topics,
-            dispatch,
+            in_force,
+            changed: Arc::default(),
             connection: connection.clone(),
             client,
             tasks: vec![tokio::spawn(link.run(deliver, told))],
@@ -134,8 +138,9 @@ impl App {
             #[cfg(feature = "broker")]
             _broker: broker,
         };
-        app.tasks.push(tokio::spawn(Arc::clone(&app.dispatch).send_held()));
-        app.tasks.push(tokio::spawn(keep_status(app.reporter(), connection)));
+        let held = Arc::clone(&app.in_force);
+        app.tasks.push(tokio::spawn(async move { held.send_held().await }));
+        app.tasks.push(tokio::spawn(keep_status(app.reporter(), connection, Arc::clone(&app.changed))));
         Ok(app)
     }
 
@@ -155,24 +160,84 @@ impl App {
         link::shown(&self.url)
     }
 
-    /// What jobs meet on their way.
-    pub fn dispatch(&self) -> &Arc<Dispatch> {
-        &self.dispatch
+    /// What jobs meet on their way from now on.
+    pub fn dispatch(&self) -> Arc<Dispatch> {
+        self.in_force.get()
+    }
+
+    /// Waits until there is nothing to wait for: the node is online, or nobody has said where its
+    /// broker is and the default place has none.
+    pub async fn settled(&mut self) {
+        let chosen = self.config.broker.chosen;
+        let settled = |state: &link::State| match state {
+            link::State::New => false,
+            link::State::Away(_) => !chosen,
+            link::State::Online => true,
+        };
+        // As in `online`.
+        let _ = self.connection.wait_for(settled).await;
+    }
+
+    /// One line about how it goes.
+    pub fn summary(&self) -> String {
+        self.reporter().summary(&self.connection.borrow())
+    }
+
+    /// Puts what can be changed of `config` into force, reads the models again, and says what needs a
+    /// restart. What cannot be used is logged and leaves what was there.
+    pub async fn reload(&mut self, config: Config) {
+        for note in &config.notes {
+            tracing::warn!("{note}");
+        }
+        let fixed = fixed(&self.config, &config);
+        if !fixed.is_empty() {
+            tracing::warn!(settings = fixed.join(", "), "changed, and need a restart: they stay as they were");
+        }
+        let before = self.in_force.get();
+        let (models, known) = (config.models.clone(), Arc::clone(&before.registry));
+        let registry = tokio::task::spawn_blocking(move || load(&models, Some(&known))).await;
+        let registry = registry.unwrap_or_else(|_| Arc::clone(&before.registry));
+        let mut routing = config.routing;
+        for (task, rule) in &mut routing.task {
+            rule.budget_usd_per_day = self.config.routing.task.get(task).and_then(|rule| rule.budget_usd_per_day);
+        }
+        self.in_force.set(Dispatch {
+            reader: Reader { reply_to: config.jobs.reply_to.clone(), ..before.reader.clone() },
+            gate: Arc::clone(&before.gate),
+            registry,
+            pool: Arc::clone(&before.pool),
+            // With its books, its memory of providers and the jobs that wait for it.
+            uplink: Arc::clone(&before.uplink),
+            routing: routing.clone(),
+            store: Arc::clone(&before.store),
+            outbox: Arc::clone(&before.outbox),
+            hold: Arc::clone(&before.hold),
+            patient: Arc::clone(&before.patient),
+        });
+        self.in_force.get().registry.let_go(&before.registry);
+        self.config.routing = routing;
+        self.config.models.dir = config.models.dir;
+        self.config.jobs.reply_to = config.jobs.reply_to;
+        self.changed.notify_one();
+        tracing::info!("reloaded");
     }
 
     fn reporter(&self) -> Reporter {
         Reporter {
+            broker: self.broker_shown(),
+            chosen: self.config.broker.chosen,
             topic: self.topics.status(),
             name: self.config.node.name.clone(),
             groups: self.config.node.groups.clone(),
-            dispatch: Arc::clone(&self.dispatch),
+            in_force: Arc::clone(&self.in_force),
         }
     }
 
     /// Stops: takes no more jobs, answers those in hand within `limit`, says goodbye. What is not
     /// answered by then stays unacknowledged and comes again after the next start.
     pub async fn stop(self, limit: Duration) {
-        let Dispatch { gate, outbox, .. } = &*self.dispatch;
+        let dispatch = self.in_force.get();
+        let Dispatch { gate, outbox, .. } = &*dispatch;
         let reporter = self.reporter();
         gate.drain();
         reporter.tell(State::Draining);
@@ -200,7 +265,7 @@ impl App {
         for task in &self.tasks {
             task.abort();
         }
-        if tokio::time::timeout(GOODBYE, self.dispatch.uplink.recorded()).await.is_err() {
+        if tokio::time::timeout(GOODBYE, dispatch.uplink.recorded()).await.is_err() {
             tracing::warn!("the last calls to providers are not recorded: they count in full after the next start");
         }
     }
@@ -211,18 +276,40 @@ struct Reporter {
     topic: String,
     name: String,
     groups: Vec<String>,
-    dispatch: Arc<Dispatch>,
+    broker: String,
+    /// Whether anyone said where the broker is.
+    chosen: bool,
+    in_force: Arc<InForce>,
 }
 
 impl Reporter {
     fn report(&self) -> Report {
-        let state = if self.dispatch.gate.draining() { State::Draining } else { State::Online };
-        Report::new(state, &self.name, &self.groups, &self.dispatch)
+        let dispatch = self.in_force.get();
+        let state = if dispatch.gate.draining() { State::Draining } else { State::Online };
+        Report::new(state, &self.name, &self.groups, &dispatch)
+    }
+
+    /// How it goes, in one line.
+    fn summary(&self, connection: &link::State) -> String {
+        let report = self.report();
+        let (models, jobs) = (report.models.len(), report.load.jobs);
+        let refused = match report.refused.len() {
+            0 => String::new(),
+            n => format!(" ({n} refused)"),
+        };
+        let here = format!("{models} models{refused}, {jobs} jobs in hand");
+        match connection {
+            _ if report.state == State::Draining => format!("draining; {here}"),
+            link::State::Online => format!("online at {}; {here}", self.broker),
+            link::State::New => format!("connecting to {}; {here}", self.broker),
+            link::State::Away(why) if self.chosen => format!("no connection to {}: {why}; {here}", self.broker),
+            link::State::Away(_) => format!("{UNCHOSEN}; {here}"),
+        }
     }
 
     fn publish(&self, report: &Report) {
         match serde_json::to_vec(report) {
-            Ok(json) => self.dispatch.outbox.send_status(status::message(self.topic.clone(), json)),
+            Ok(json) => self.in_force.get().outbox.send_status(status::message(self.topic.clone(), json)),
             Err(error) => tracing::error!("the status cannot be told: {error}"),
         }
     }
@@ -233,9 +320,10 @@ impl Reporter {
 }
 
 /// Tells the status at every connection, and now and then where it changed.
-async fn keep_status(reporter: Reporter, mut connection: watch::Receiver<link::State>) {
+async fn keep_status(reporter: Reporter, mut connection: watch::Receiver<link::State>, reloaded: Arc<Notify>) {
     let mut every = tokio::time::interval(STATUS_EVERY);
     let mut told: Option<Report> = None;
+    let mut advised = reporter.chosen;
     loop {
         let fresh = tokio::select! {
             changed = connection.changed() => {
@@ -244,9 +332,16 @@ async fn keep_status(reporter: Reporter, mut connection: watch::Receiver<link::S
                 }
                 true
             }
+            () = reloaded.notified() => false,
             _ = every.tick() => false,
         };
-        if *connection.borrow_and_update() != link::State::Online {
+        let state = connection.borrow_and_update().clone();
+        systemd::status(&reporter.summary(&state));
+        if !advised && matches!(state, link::State::Away(_)) {
+            tracing::warn!("{UNCHOSEN}");
+            advised = true;
+        }
+        if state != link::State::Online {
             continue;
         }
         let report = reporter.report();
@@ -269,13 +364,46 @@ fn budgets(config: &Config) -> Budgets {
     }
 }
 
-/// Loads the models and logs what became of each package.
-fn load(models: &config::Models) -> Registry {
-    let shelf = Shelf::new(models.memory, models.threads);
-    let registry = Registry::load_within(&models.dir, Arc::clone(&shelf)).unwrap_or_else(|error| {
-        tracing::warn!("models.dir {}: {error}; no job is answered on this device", models.dir.display());
-        Registry::empty(shelf)
-    });
+/// What to do where nobody has said where the broker is.
+const UNCHOSEN: &str = "no broker is configured: set broker.url in the configuration (\"embedded\" needs no other \
+                        broker) and restart; `outpost check` says what else is missing";
+
+/// Settings that differ and that only a restart puts into force.
+fn fixed(old: &Config, new: &Config) -> Vec<&'static str> {
+    let rows = [
+        ("node", old.node != new.node),
+        ("broker", old.broker != new.broker),
+        ("models.memory_mib", old.models.memory != new.models.memory),
+        ("models.threads", old.models.threads != new.models.threads),
+        ("jobs.queue", old.jobs.queue != new.jobs.queue),
+        ("jobs.max_bytes", old.jobs.max_bytes != new.jobs.max_bytes),
+        ("jobs.remember_s", old.jobs.remember != new.jobs.remember),
+        ("uplink", old.uplink != new.uplink),
+        ("routing.task budgets", budgets(old).task != budgets(new).task),
+        ("store.dir", old.store != new.store),
+    ];
+    rows.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect()
+}
+
+/// Loads the models and logs what became of each package. At a reload, what was active `before` and is
+/// refused now stays.
+fn load(models: &config::Models, before: Option<&Arc<Registry>>) -> Arc<Registry> {
+    let shelf = before.map_or_else(|| Shelf::new(models.memory, models.threads), |before| Arc::clone(&before.shelf));
+    let registry = match (Registry::load_within(&models.dir, Arc::clone(&shelf)), before) {
+        (Ok(mut registry), Some(before)) => {
+            registry.keep(before);
+            registry
+        }
+        (Ok(registry), None) => registry,
+        (Err(error), Some(before)) => {
+            tracing::error!("models.dir {}: {error}; the models stay as they were", models.dir.display());
+            return Arc::clone(before);
+        }
+        (Err(error), None) => {
+            tracing::warn!("models.dir {}: {error}; no job is answered on this device", models.dir.display());
+            Registry::empty(shelf)
+        }
+    };
     for model in registry.models() {
         tracing::info!(
             model = model.id(),
@@ -290,5 +418,5 @@ fn load(models: &config::Models) -> Registry {
     for refused in &registry.refused {
         tracing::error!("package refused: {refused}");
     }
-    registry
+    Arc::new(registry)
 }

@@ -182,6 +182,10 @@ async fn broker(config: &Config) -> Finding {
     };
     match tokio::time::timeout(Duration::from_secs(10), connect).await {
         Ok(Ok(())) => finding("broker", Mark::Ok, format!("{shown} accepts this node"), None),
+        Ok(Err(error)) if !config.broker.chosen => {
+            let todo = "say in broker.url where the broker is (\"embedded\" needs no other), then restart outpost";
+            finding("broker", Mark::Fail, format!("none is configured, and at {shown}: {error:#}"), Some(todo))
+        }
         Ok(Err(error)) => {
             let todo = "start the broker, or set broker.url (\"embedded\" needs no other) and its credentials";
             finding("broker", Mark::Fail, format!("{shown}: {error:#}"), Some(todo))

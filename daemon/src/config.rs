@@ -38,7 +38,7 @@ pub struct Config {
 }
 
 /// Who this node is.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Node {
     /// `[a-z0-9][a-z0-9-]{0,62}`.
     pub name: String,
@@ -47,10 +47,12 @@ pub struct Node {
 }
 
 /// The way to the broker.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Broker {
     /// Where it is.
     pub at: BrokerAt,
+    /// Whether anyone said so; where nobody did, `at` is the default.
+    pub chosen: bool,
     /// First part of every topic.
     pub prefix: String,
     /// User name.
@@ -77,7 +79,7 @@ pub enum BrokerAt {
 }
 
 /// Models and what they may take.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Models {
     /// Folder of packages.
     pub dir: PathBuf,
@@ -88,7 +90,7 @@ pub struct Models {
 }
 
 /// Limits on jobs.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Jobs {
     /// Jobs admitted and not yet replied to; more are `overloaded`.
     pub queue: usize,
@@ -101,7 +103,7 @@ pub struct Jobs {
 }
 
 /// Rules for where a job may run.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Routing {
     /// The node's strictest rule.
     pub privacy: Privacy,
@@ -139,7 +141,7 @@ pub enum Prefer {
 }
 
 /// Closed models.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Uplink {
     /// Providers in the order in which they are asked.
     pub providers: Vec<Provider>,
@@ -167,7 +169,7 @@ pub enum Kind {
 }
 
 /// One provider.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Provider {
     /// Its name here.
     pub name: String,
@@ -368,6 +370,7 @@ fn validate(file: raw::File) -> Result<Config, Vec<String>> {
     if prefix.is_empty() || prefix.contains(['#', '+', '$']) || prefix.starts_with('/') {
         wrong.push(format!("broker.prefix: `{prefix}` cannot start a topic"));
     }
+    let chosen = file.broker.url.is_some();
     let url = file.broker.url.unwrap_or_else(|| "mqtt://127.0.0.1:1883".to_owned());
     let at = broker_at(&url, file.broker.listen.as_deref(), &mut wrong);
     let identity = match (file.broker.cert_file, file.broker.key_file) {
@@ -458,6 +461,7 @@ fn validate(file: raw::File) -> Result<Config, Vec<String>> {
         node: Node { name, groups: file.node.groups },
         broker: Broker {
             at,
+            chosen,
             prefix,
             username: file.broker.username,
             password_credential: file.broker.password_credential,

@@ -133,7 +133,8 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     let mut app = App::start(config, Some(uplink)).await?;
     tokio::time::timeout(Duration::from_secs(20), app.online()).await.context("the daemon does not come online")?;
     let url = app.broker_url().clone();
-    let active = app.dispatch().registry.models();
+    let dispatch = app.dispatch();
+    let active = dispatch.registry.models();
     if active.is_empty() {
         bail!("no model in {} is active", models.display());
     }

@@ -3,7 +3,8 @@
 //! Reading and admitting are done by one thread of its own; each admitted job is then a task that
 //! waits for workers and providers. The number of these tasks is the gate's, so it is bounded.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, mpsc};
@@ -22,6 +23,7 @@ use crate::reply::{Keep, Message, Outbox};
 use crate::route::{Ask, Device, Facts, Local, Plan, PrivacyRules, Stop, doubt, route};
 use crate::store::{Key, Store};
 use crate::uplink::{self, Question, Reason, Request, Shape, Uplink, UplinkError};
+use crate::vitals::{BEAT, Pulse};
 
 /// Tokens that a label and its confidence take, with room to spare.
 const ANSWER_TOKENS: u32 = 256;
@@ -51,13 +53,13 @@ pub struct Dispatch {
     /// Reads messages.
     pub reader: Reader,
     /// Admits jobs.
-    pub gate: Gate,
+    pub gate: Arc<Gate>,
     /// Models that are active.
-    pub registry: Registry,
+    pub registry: Arc<Registry>,
     /// Runs them.
-    pub pool: Pool,
+    pub pool: Arc<Pool>,
     /// Closed models.
-    pub uplink: Uplink,
+    pub uplink: Arc<Uplink>,
     /// Rules.
     pub routing: Routing,
     /// Replies given.
@@ -67,7 +69,7 @@ pub struct Dispatch {
     /// Jobs that wait for the way up to open.
     pub hold: Arc<Hold>,
     /// Jobs that may wait for an outage to end, having been told an uncertain answer.
-    pub patient: Semaphore,
+    pub patient: Arc<Semaphore>,
 }
 
 /// The reply to a job, and whether it only is as it is for want of a way up.
@@ -76,14 +78,62 @@ struct Answered {
     away: bool,
 }
 
-impl Dispatch {
-    /// Reads and admits what arrives until the channel closes; for a thread of its own.
-    pub fn work(self: &Arc<Self>, mut arrived: mpsc::Receiver<Arrived>, runtime: &tokio::runtime::Handle) {
-        while let Some(arrived) = arrived.blocking_recv() {
-            self.take(arrived, runtime);
+/// The rules and models in force. A reload puts others in their place; jobs in hand go on under those
+/// that they came under.
+pub struct InForce(RwLock<Arc<Dispatch>>);
+
+impl InForce {
+    /// Begins with `dispatch`.
+    pub fn new(dispatch: Dispatch) -> Self {
+        InForce(RwLock::new(Arc::new(dispatch)))
+    }
+
+    /// What is in force now.
+    pub fn get(&self) -> Arc<Dispatch> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// From the next job on `dispatch` is in force.
+    pub fn set(&self, dispatch: Dispatch) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(dispatch);
+    }
+
+    /// Sends held jobs up, oldest first, whenever a provider can be reached; never ends.
+    pub async fn send_held(&self) {
+        let mut pause = HOLD_EVERY.0;
+        loop {
+            self.get().send_oldest(&mut pause).await;
         }
     }
 
+    /// Reads and admits what arrives until the channel closes; for a thread of its own.
+    pub fn work(&self, mut arrived: mpsc::Receiver<Arrived>, runtime: &tokio::runtime::Handle) {
+        let pulse = Pulse::of("outpost-intake");
+        let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+        let mut next = || loop {
+            match arrived.poll_recv(&mut Context::from_waker(&waker)) {
+                Poll::Ready(next) => return next,
+                Poll::Pending => std::thread::park_timeout(BEAT),
+            }
+            pulse.beat();
+        };
+        while let Some(arrived) = next() {
+            pulse.beat();
+            self.get().take(arrived, runtime);
+        }
+    }
+}
+
+/// Wakes a thread that waits for a message. The runtime's own timers would not outlive the runtime.
+struct Unpark(std::thread::Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+impl Dispatch {
     fn take(self: &Arc<Self>, arrived: Arrived, runtime: &tokio::runtime::Handle) {
         let Arrived { delivery, receipt } = arrived;
         let bytes = delivery.payload.len();
@@ -164,46 +214,43 @@ impl Dispatch {
         }
     }
 
-    /// Sends held jobs up, oldest first, whenever a provider can be reached; never ends.
-    pub async fn send_held(self: Arc<Self>) {
-        let mut pause = HOLD_EVERY.0;
-        loop {
-            // While the broker takes no replies, more of them need not be made.
-            let this = Arc::clone(&self);
-            let oldest = move || {
-                let held = this.hold.oldest()?;
-                let given = held.key.and_then(|key| this.store.get(&key));
-                Some((held, given))
-            };
-            let next = match self.hold.out() < HELD_OUT {
-                true => tokio::task::spawn_blocking(oldest).await.ok().flatten(),
-                false => None,
-            };
-            let Some((Held { job, reply_to, key, left, ticket }, given)) = next else {
-                self.hold.changed().await;
-                continue;
-            };
-            if let Some(payload) = given {
-                // Answered, and the process ended before the broker had it.
-                let receipts = key.map(|key| self.gate.answered(&key)).unwrap_or_default();
-                self.outbox.send(message(reply_to, payload), receipts, Some(Keep::File(ticket)));
-                continue;
+    /// Sends the oldest held job up, or waits until that is worth trying: for `pause`, where no provider could
+    /// be reached.
+    async fn send_oldest(self: &Arc<Self>, pause: &mut Duration) {
+        // While the broker takes no replies, more of them need not be made.
+        let this = Arc::clone(self);
+        let oldest = move || {
+            let held = this.hold.oldest()?;
+            let given = held.key.and_then(|key| this.store.get(&key));
+            Some((held, given))
+        };
+        let next = match self.hold.out() < HELD_OUT {
+            true => tokio::task::spawn_blocking(oldest).await.ok().flatten(),
+            false => None,
+        };
+        let Some((Held { job, reply_to, key, left, ticket }, given)) = next else {
+            return self.hold.changed().await;
+        };
+        if let Some(payload) = given {
+            // Answered, and the process ended before the broker had it.
+            let receipts = key.map(|key| self.gate.answered(&key)).unwrap_or_default();
+            self.outbox.send(message(reply_to, payload), receipts, Some(Keep::File(ticket)));
+            return;
+        }
+        let job = Arc::new(job);
+        let open = self.uplink.open() || left.is_zero();
+        // What it could be told early it was told when it came.
+        let answered = if open { self.answer(&job, false, &|_| {}).await } else { None };
+        match answered {
+            Some(Answered { reply, away }) if !away || left.is_zero() => {
+                *pause = HOLD_EVERY.0;
+                self.send(&job, reply, reply_to, key, Vec::new(), Keep::File(ticket)).await;
             }
-            let job = Arc::new(job);
-            let open = self.uplink.open() || left.is_zero();
-            // What it could be told early it was told when it came.
-            let answered = if open { self.answer(&job, false, &|_| {}).await } else { None };
-            match answered {
-                Some(Answered { reply, away }) if !away || left.is_zero() => {
-                    pause = HOLD_EVERY.0;
-                    self.send(&job, reply, reply_to, key, Vec::new(), Keep::File(ticket)).await;
-                }
-                _ => {
-                    ticket.give_back();
-                    tokio::select! {
-                        () = tokio::time::sleep(pause.min(left)) => pause = (pause * 2).min(HOLD_EVERY.1),
-                        () = self.uplink.back() => pause = HOLD_EVERY.0,
-                    }
+            _ => {
+                ticket.give_back();
+                tokio::select! {
+                    () = tokio::time::sleep((*pause).min(left)) => *pause = (*pause * 2).min(HOLD_EVERY.1),
+                    () = self.uplink.back() => *pause = HOLD_EVERY.0,
                 }
             }
         }

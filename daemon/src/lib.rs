@@ -29,8 +29,11 @@ pub mod uplink;
 pub mod reply;
 pub mod store;
 
+#[cfg(feature = "systemd")]
+pub mod journal;
 pub mod status;
 pub mod systemd;
+pub mod vitals;
 
 pub mod check;
 pub mod demo;

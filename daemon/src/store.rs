@@ -18,6 +18,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
+use crate::vitals::Pulse;
+
 /// What a job is known by: 16 bytes of a SHA-256.
 pub type Key = [u8; 16];
 
@@ -30,6 +32,8 @@ const SEGMENT_BYTES: u64 = 8 << 20;
 const SEGMENTS_IN_WINDOW: u32 = 8;
 const HEADER: usize = 8;
 const FLUSH_EVERY: Duration = Duration::from_secs(1);
+/// A worn card may take this long for one write.
+const SLOWEST_WRITE: Duration = Duration::from_secs(60);
 /// Writes waiting for the thread; when it is full, replies wait.
 const WRITES: usize = 256;
 
@@ -241,12 +245,15 @@ impl Writer {
     fn work(mut self, queue: &Receiver<Append>) {
         let mut dirty_since: Option<Instant> = None;
         let mut segment_started = Instant::now();
+        let pulse = Pulse::of("outpost-store");
         loop {
+            pulse.beat();
             let first = match queue.recv_timeout(FLUSH_EVERY) {
                 Ok(write) => Some(write),
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => break,
             };
+            pulse.busy(SLOWEST_WRITE);
             // All that wait are written at once.
             let batch: Vec<Append> = first.into_iter().chain(queue.try_iter().take(WRITES)).collect();
             if !batch.is_empty() {

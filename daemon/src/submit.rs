@@ -83,6 +83,7 @@ pub async fn run(args: Args) -> Result<ExitCode> {
     let ending = args.file.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
     let content_type = args.content_type.clone().or_else(|| bare::content_type(ending).map(str::to_owned));
     let broker = Broker {
+        chosen: true,
         at: BrokerAt::Url(args.broker.clone()),
         prefix: args.prefix.clone(),
         username: args.username,

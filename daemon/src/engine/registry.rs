@@ -66,12 +66,33 @@ impl Registry {
                 }
             }
         }
-        // Of two versions of one model the newer is asked first.
-        registry.models.sort_by_cached_key(|model| {
+        registry.sort();
+        Ok(registry)
+    }
+
+    /// After a reload: what is refused now and was active `before` stays active as it was.
+    pub fn keep(&mut self, before: &Registry) {
+        for refused in &self.refused {
+            let was = before.models.iter().find(|model| model.package.dir == refused.dir);
+            if let Some(model) = was.filter(|was| !self.models.iter().any(|model| model.id() == was.id())) {
+                self.models.push(Arc::clone(model));
+            }
+        }
+        self.sort();
+    }
+
+    /// After a reload: models of `before` that are not in it any more leave the shelf.
+    pub fn let_go(&self, before: &Registry) {
+        let gone = |was: &&Arc<Model>| !self.models.iter().any(|model| Arc::ptr_eq(model, was));
+        before.models.iter().filter(gone).for_each(|model| self.shelf.remove(model));
+    }
+
+    /// Of two versions of one model the newer is asked first.
+    fn sort(&mut self) {
+        self.models.sort_by_cached_key(|model| {
             let manifest = &model.package.manifest;
             (manifest.name.clone(), std::cmp::Reverse(version_key(&manifest.version)))
         });
-        Ok(registry)
     }
 
     /// Active models, by name.

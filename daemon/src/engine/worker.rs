@@ -12,6 +12,10 @@ use tokio::sync::oneshot;
 use super::model::{Model, States};
 use super::shelf::Shelf;
 use crate::job::{Code, Fault, Job, Output};
+use crate::vitals::{BEAT, Pulse};
+
+/// A run may take this many times what it was estimated to before its worker counts as stuck.
+const SLOWEST: u32 = 20;
 
 /// What a worker gives back.
 #[derive(Debug)]
@@ -89,7 +93,9 @@ impl Pool {
         let shared = Arc::new(Shared { queue: Mutex::default(), ready: Condvar::new(), busy: AtomicUsize::new(0) });
         let spawn = |i: usize| {
             let (shared, shelf) = (Arc::clone(&shared), Arc::clone(shelf));
-            std::thread::Builder::new().name(format!("outpost-run-{i}")).spawn(move || work(&shared, &shelf))
+            let name = format!("outpost-run-{i}");
+            let pulse = Pulse::of(&name);
+            std::thread::Builder::new().name(name).spawn(move || work(&shared, &shelf, &pulse))
         };
         let idle = Arc::downgrade(&shared);
         shelf.on_retired(move || {
@@ -151,14 +157,15 @@ impl Drop for Pool {
     }
 }
 
-fn work(shared: &Shared, shelf: &Shelf) {
+fn work(shared: &Shared, shelf: &Shelf, pulse: &Pulse) {
     let mut states = States::new();
-    while let Some(ticket) = next(shared, &mut states) {
-        let Ticket { entered, job, model, reply, .. } = ticket;
+    while let Some(ticket) = next(shared, &mut states, pulse) {
+        let Ticket { entered, estimate, job, model, reply, .. } = ticket;
         // Its requester has gone: the deadline has passed.
         if reply.is_closed() {
             continue;
         }
+        pulse.busy(estimate.saturating_mul(SLOWEST));
         shared.busy.fetch_add(1, Ordering::Relaxed);
         let started = Instant::now();
         let top_k = job.wishes.top_k();
@@ -176,8 +183,8 @@ fn work(shared: &Shared, shelf: &Shelf) {
     }
 }
 
-/// The next job; none when the pool closes. Meanwhile states of models that have gone are dropped.
-fn next(shared: &Shared, states: &mut States) -> Option<Ticket> {
+/// The next job; none when the pool closes. Meanwhile it beats, and states of models that have gone are dropped.
+fn next(shared: &Shared, states: &mut States, pulse: &Pulse) -> Option<Ticket> {
     let mut queue = shared.lock();
     loop {
         if states.any_retired() {
@@ -193,6 +200,7 @@ fn next(shared: &Shared, states: &mut States) -> Option<Ticket> {
         if queue.closed {
             return None;
         }
-        queue = shared.ready.wait(queue).unwrap_or_else(std::sync::PoisonError::into_inner);
+        pulse.beat();
+        queue = shared.ready.wait_timeout(queue, BEAT).unwrap_or_else(std::sync::PoisonError::into_inner).0;
     }
 }

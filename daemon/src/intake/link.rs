@@ -19,6 +19,7 @@ use super::{Delivery, Receipt};
 use crate::config::Broker;
 use crate::reply::{self, Message, Outbox};
 use crate::secret::credential;
+use crate::vitals::Pulse;
 
 /// The protocol's largest packet. Outpost takes any and answers what is over its own limit with
 /// `too_large`; a smaller maximum would make the broker drop such a job without a word.
@@ -30,6 +31,8 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::fro
 /// How the connection stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum State {
+    /// Not yet tried.
+    New,
     /// Not (or no longer) connected; the reason, in words.
     Away(String),
     /// Connected and subscribed.
@@ -168,8 +171,9 @@ impl Link {
     /// Polls for as long as it is awaited; reconnects by itself.
     pub async fn run(mut self, deliver: mpsc::Sender<Arrived>, state: watch::Sender<State>) {
         let mut backoff = BACKOFF.0;
+        let pulse = Pulse::of("outpost-link");
         loop {
-            match self.eventloop.poll().await {
+            match pulse.during(self.eventloop.poll()).await {
                 Ok(Event::Incoming(Packet::ConnAck(ack))) => {
                     tracing::info!(broker = self.address, resumed = ack.session_present, "connected");
                     self.max_packet = ack.properties.and_then(|properties| properties.max_packet_size);
@@ -196,7 +200,7 @@ impl Link {
                     if state.send_replace(State::Away(why.clone())) != State::Away(why.clone()) {
                         tracing::warn!(broker = self.address, "not connected: {why}");
                     }
-                    tokio::time::sleep(backoff.mul_f64(jitter())).await;
+                    pulse.during(tokio::time::sleep(backoff.mul_f64(jitter()))).await;
                     backoff = (backoff * 2).min(BACKOFF.1);
                 }
             }
