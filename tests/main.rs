@@ -7,7 +7,9 @@
 mod common;
 
 mod bad_input;
+mod better;
 mod brokers;
+mod calibrate;
 mod commands;
 mod conformance;
 mod duplicates;

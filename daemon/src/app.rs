@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
 use crate::admit::Gate;
@@ -112,6 +112,8 @@ impl App {
             store,
             outbox: Arc::clone(&link.outbox),
             hold: Arc::new(hold),
+            // The other half of the room stays for jobs that can be answered now.
+            patient: Semaphore::new((config.jobs.queue / 2).max(1)),
         });
         dispatch.resume_held();
 

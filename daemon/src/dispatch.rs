@@ -6,22 +6,22 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 use crate::admit::{Admitted, Gate, Verdict};
-use crate::config::{Prefer, Routing};
+use crate::config::Routing;
 use crate::engine::package::{OutputKind, Package};
 use crate::engine::{Model, Pool, Registry, meter};
 use crate::hold::{Held, Hold};
 use crate::intake::link::Arrived;
 use crate::intake::{Incoming, Reader, Receipt};
 use crate::job::{
-    By, Code, Fault, Job, Outcome, Output, Privacy, Reply, ReplyTo, Station, Status, TASKS, Tier, Timing,
+    By, Code, Fault, Job, Outcome, Output, Privacy, Reply, ReplyTo, Station, Status, TASKS, Tier, Timing, When,
 };
 use crate::reply::{Keep, Message, Outbox};
-use crate::route::{Device, Facts, Plan, Provider, Stop, route};
+use crate::route::{Ask, Device, Facts, Local, Plan, PrivacyRules, Stop, doubt, route};
 use crate::store::{Key, Store};
-use crate::uplink::{self, Offer, Question, Reason, Request, Shape, Uplink, UplinkError};
+use crate::uplink::{self, Question, Reason, Request, Shape, Uplink, UplinkError};
 
 /// Tokens that a label and its confidence take, with room to spare.
 const ANSWER_TOKENS: u32 = 256;
@@ -39,6 +39,12 @@ const WAY_BACK: Duration = Duration::from_millis(50);
 const HOLD_EVERY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
 /// Replies to held jobs that may wait for the broker.
 const HELD_OUT: usize = 64;
+/// A job that was told an uncertain answer asks again for a better one after this long, then twice that …
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+/// … and at last every so often, until its deadline.
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+/// How often such a job looks whether the node is to stop.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// Everything that a job meets on its way.
 pub struct Dispatch {
@@ -60,6 +66,8 @@ pub struct Dispatch {
     pub outbox: Arc<Outbox>,
     /// Jobs that wait for the way up to open.
     pub hold: Arc<Hold>,
+    /// Jobs that may wait for an outage to end, having been told an uncertain answer.
+    pub patient: Semaphore,
 }
 
 /// The reply to a job, and whether it only is as it is for want of a way up.
@@ -112,7 +120,10 @@ impl Dispatch {
     async fn carry_out(&self, admitted: Admitted) {
         let Admitted { job, reply_to, key, receipt, slot } = admitted;
         let job = Arc::new(job);
-        let Answered { reply, away } = self.answer(&job).await;
+        // Not acknowledged and not remembered: after a crash the job comes again, for its better answer.
+        let early = |reply: Reply| self.outbox.send(message(reply_to.clone(), reply.encode()), Vec::new(), None);
+        let answered = self.answer(&job, receipt.is_some(), &early).await;
+        let Some(Answered { reply, away }) = answered else { return };
         let receipts: Vec<_> = receipt.into_iter().collect();
         if away && job.wishes.deadline.is_none() && self.hold.is_on() {
             let (hold, job, to) = (Arc::clone(&self.hold), Arc::clone(&job), reply_to.clone());
@@ -180,7 +191,8 @@ impl Dispatch {
             }
             let job = Arc::new(job);
             let open = self.uplink.open() || left.is_zero();
-            let answered = if open { Some(self.answer(&job).await) } else { None };
+            // What it could be told early it was told when it came.
+            let answered = if open { self.answer(&job, false, &|_| {}).await } else { None };
             match answered {
                 Some(Answered { reply, away }) if !away || left.is_zero() => {
                     pause = HOLD_EVERY.0;
@@ -197,94 +209,94 @@ impl Dispatch {
         }
     }
 
-    /// The reply to a job: tried where the plan says, until something answers for certain.
-    async fn answer(&self, job: &Arc<Job>) -> Answered {
-        let wanted = job.wishes.model.as_deref();
-        let model = self.registry.find(&job.task, wanted);
-        let package = match model {
-            Some(model) => Some(&model.package),
-            None => self.registry.find_too_large(&job.task, wanted).map(|(package, _)| package),
-        };
-        let question = self.question(job, package);
-        let offers = self.uplink.offers(question.as_ref().ok());
-        let passing = |offer: &&Offer| offer.usable.as_ref().is_err_and(|closed| closed.passing);
-        let passing: Vec<String> = offers.iter().filter(passing).map(|offer| offer.provider.clone()).collect();
-        let plan = route(&self.facts(job, model, question.as_ref().map(|_| ()), offers));
-        // A provider that the plan passes by may only be away for now.
-        let skipped = |stop: &Stop| match stop {
-            Stop::Skip(station) => station.provider.as_ref().is_some_and(|provider| passing.contains(provider)),
-            _ => false,
-        };
-        let mut tried = Tried { away: plan.stops.iter().any(skipped), ..Tried::default() };
-        let answered = self.follow(plan, job, model, question.ok().as_ref(), &mut tried).await;
-        let Tried { stations, mut timing, cost_usd, fault, uncertain, away } = tried;
-        timing.total = ms(job.received.elapsed());
-        let missed = |output: &Output| {
-            output.confidence().zip(job.wishes.min_confidence).is_some_and(|(found, wanted)| found < wanted)
-        };
-        let (output, by, degraded) = match (answered, uncertain) {
-            (Ok((output, by)), _) => {
-                let degraded = missed(&output);
-                (output, by, degraded)
+    /// The reply to a job: tried where the plan says, until something answers for certain. A job that asks for
+    /// it is told the uncertain answer meanwhile, through `early`. None: the node is about to stop before a
+    /// better answer came, and the job, which `comes_again`, is left for the next start.
+    async fn answer(&self, job: &Arc<Job>, comes_again: bool, early: &(dyn Fn(Reply) + Sync)) -> Option<Answered> {
+        let models = self.candidates(job);
+        let question = self.question(job, models.first().map(|model| &model.package).or_else(|| self.too_large(job)));
+        let way = Way { job, models: &models, question: question.as_ref().ok(), early };
+        let mut tried = Tried::default();
+        let plan = route(&self.facts(job, &models, question.as_ref()));
+        let mut answered = self.follow(plan, &way, &mut tried).await;
+        let stations = tried.stations.len();
+        let mut pause = FIRST_PAUSE;
+        while answered.is_err() && tried.told && tried.away {
+            let Ok(_patient) = self.patient.try_acquire() else { break };
+            match self.pause(job, pause, comes_again).await {
+                Pause::Over => {}
+                Pause::Late => break,
+                Pause::Stopping => return None,
             }
-            (Err(_), Some((output, by))) => (output, by, true),
-            (Err(planned), None) => {
-                let mut reply = Reply::error(job.id.clone(), fault.unwrap_or(planned), stations, timing);
-                reply.cost_usd = cost_usd;
-                return Answered { reply, away };
-            }
-        };
-        let away = away && degraded && matches!(by, By::Device { .. });
-        let reply = Reply {
-            id: job.id.clone(),
-            status: Status::Ok,
-            output: Some(output),
-            error: None,
-            by: Some(by),
-            route: stations,
-            degraded,
-            timing_ms: timing,
-            cost_usd,
-        };
-        Answered { reply, away }
+            pause = (pause * 2).min(LONGEST_PAUSE);
+            // The device has said what it can; of asking again the last round is told.
+            tried.stations.truncate(stations);
+            tried.away = false;
+            let mut plan = route(&self.facts(job, &models, question.as_ref()));
+            plan.stops.retain(|stop| matches!(stop, Stop::Cloud(_)));
+            answered = self.follow(plan, &way, &mut tried).await;
+        }
+        let away = tried.away;
+        let reply = conclude(job, answered, tried);
+        // What a closed model has answered could not be had better.
+        let away = away && !matches!(reply.by, Some(By::Cloud { .. })) && (reply.degraded || reply.error.is_some());
+        Some(Answered { reply, away })
     }
 
-    async fn follow(
-        &self,
-        plan: Plan,
-        job: &Arc<Job>,
-        model: Option<&Arc<Model>>,
-        question: Option<&Question<'_>>,
-        tried: &mut Tried,
-    ) -> Result<(Output, By), Fault> {
-        let mut stops = plan.stops.into_iter().peekable();
-        while let Some(stop) = stops.next() {
+    /// Waits before asking for a better answer again.
+    async fn pause(&self, job: &Job, pause: Duration, comes_again: bool) -> Pause {
+        let until = Instant::now() + pause;
+        if job.wishes.deadline.is_none_or(|deadline| deadline <= until) {
+            return Pause::Late;
+        }
+        loop {
+            if self.gate.draining() {
+                return if comes_again { Pause::Stopping } else { Pause::Late };
+            }
+            match until.saturating_duration_since(Instant::now()) {
+                Duration::ZERO => return Pause::Over,
+                left => tokio::time::sleep(left.min(LOOK)).await,
+            }
+        }
+    }
+
+    async fn follow(&self, plan: Plan, way: &Way<'_>, tried: &mut Tried) -> Result<(Output, By), Fault> {
+        let job = way.job;
+        let Plan { stops, fault, later } = plan;
+        tried.away |= later;
+        let last_up = stops.iter().rposition(|stop| matches!(stop, Stop::Cloud(_)));
+        let mut stops = stops.into_iter().enumerate().peekable();
+        while let Some((n, stop)) = stops.next() {
             match stop {
                 Stop::Skip(station) => tried.stations.push(station),
                 _ if job.wishes.deadline.is_some_and(|deadline| deadline <= Instant::now()) => {
                     tried.fault = Some(late());
                     break;
                 }
-                Stop::Device => {
-                    let Some(model) = model else { continue };
+                Stop::Device(at) => {
+                    let Some(model) = way.models.get(at) else { continue };
                     if let Some(answer) = self.run(job, model, tried).await? {
                         return Ok(answer);
                     }
+                    let better = later || last_up.is_some_and(|last| last > n);
+                    if better && job.wishes.when == When::NowThenBetter {
+                        tried.tell(way);
+                    }
                 }
                 Stop::Cloud(first) => {
-                    let Some(question) = question else { continue };
+                    let Some(question) = way.question else { continue };
                     // Providers in a row are asked together: the next may be asked beside a late one.
-                    let mut providers = vec![first];
-                    while let Some(Stop::Cloud(next)) = stops.next_if(|stop| matches!(stop, Stop::Cloud(_))) {
-                        providers.push(next);
+                    let mut asks = vec![first];
+                    while let Some((_, Stop::Cloud(next))) = stops.next_if(|(_, stop)| matches!(stop, Stop::Cloud(_))) {
+                        asks.push(next);
                     }
-                    if let Some(answer) = self.ask(&providers, job, question, tried).await {
+                    if let Some(answer) = self.ask(&asks, job, question, tried).await {
                         return Ok(answer);
                     }
                 }
             }
         }
-        Err(plan.fault)
+        Err(fault)
     }
 
     /// Runs the job on the device. None: not for certain, go on. An error ends the job's way.
@@ -322,14 +334,13 @@ impl Dispatch {
         };
         let by = By::Device { model: model.id(), variant: model.variant_name().to_owned() };
         let wanted = job.wishes.min_confidence.unwrap_or(model.package.manifest.confidence.threshold);
-        match output.confidence() {
-            Some(found) if found < wanted => {
-                let why = format!("confidence {found:.2} is under {wanted:.2}");
+        match doubt(output.confidence(), wanted) {
+            Some(why) => {
                 tried.stations.push(station(Outcome::Uncertain, Some(why)));
                 tried.uncertain = Some((output, by));
                 Ok(None)
             }
-            _ => {
+            None => {
                 tried.stations.push(station(Outcome::Answered, None));
                 Ok(Some((output, by)))
             }
@@ -337,24 +348,23 @@ impl Dispatch {
     }
 
     /// Asks providers. None: no answer, go on.
-    async fn ask(
-        &self,
-        providers: &[String],
-        job: &Job,
-        question: &Question<'_>,
-        tried: &mut Tried,
-    ) -> Option<(Output, By)> {
+    async fn ask(&self, asks: &[Ask], job: &Job, question: &Question<'_>, tried: &mut Tried) -> Option<(Output, By)> {
         let station = |provider, outcome, why| Station { tier: Tier::Cloud, provider: Some(provider), outcome, why };
         let started = Instant::now();
         let rule = self.routing.task.get(&job.task).copied().unwrap_or_default();
+        let providers: Vec<String> = asks.iter().map(|ask| ask.provider.clone()).collect();
+        let spare = asks.iter().map(|ask| ask.spare).min().unwrap_or_default();
         let request = Request {
             question,
             job: job.id.as_deref(),
-            deadline: job.wishes.deadline.map(|deadline| deadline - way_back(deadline)),
+            deadline: job.wishes.deadline.map(|deadline| {
+                let before = deadline - way_back(deadline);
+                before.checked_sub(spare).unwrap_or(before)
+            }),
             max_cost_usd: job.wishes.max_cost_usd.map(|most| most - tried.cost_usd),
             cache: Duration::from_secs(rule.cache_s.into()),
         };
-        let asked = self.uplink.ask(providers, &request).await;
+        let asked = self.uplink.ask(&providers, &request).await;
         tried.timing.cloud += ms(started.elapsed());
         tried.cost_usd += asked.cost_usd;
         for error in asked.failed {
@@ -368,55 +378,73 @@ impl Dispatch {
         Some((output, By::Cloud { provider, model }))
     }
 
-    fn facts(&self, job: &Job, model: Option<&Arc<Model>>, question: Result<(), &String>, offers: Vec<Offer>) -> Facts {
+    fn facts(&self, job: &Job, models: &[&Arc<Model>], question: Result<&Question<'_>, &String>) -> Facts {
         let rule = self.routing.task.get(&job.task).copied().unwrap_or_default();
-        let task_privacy = rule.privacy.unwrap_or(Privacy::Cloud);
-        let rules = [(self.routing.privacy, "node"), (task_privacy, "task"), (job.wishes.privacy, "job")];
-        let (privacy, privacy_of) = rules.into_iter().min_by_key(|(privacy, _)| *privacy).unwrap_or(rules[0]);
-        let provider = |offer: Offer| Provider {
-            name: offer.provider,
-            usable: offer.usable.map_err(|closed| closed.why),
-            estimate_usd: offer.estimate_usd,
-        };
         Facts {
-            device: self.device(job, model, rule.prefer),
-            providers: offers.into_iter().map(provider).collect(),
-            question: question.map_err(String::clone),
+            device: self.device(job, models),
+            offers: self.uplink.offers(question.ok()),
+            question: question.map(|_| ()).map_err(String::clone),
             prefer: rule.prefer,
-            privacy,
-            privacy_of,
+            privacy: PrivacyRules {
+                node: self.routing.privacy,
+                task: rule.privacy.unwrap_or(Privacy::Cloud),
+                job: job.wishes.privacy,
+            },
             max_cost_usd: job.wishes.max_cost_usd,
             left: job.wishes.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())),
         }
     }
 
-    fn device(&self, job: &Job, model: Option<&Arc<Model>>, prefer: Prefer) -> Device {
-        let Some(model) = model else {
-            let (task, wanted) = (&job.task, job.wishes.model.as_deref());
-            if let Some((package, figures)) = self.registry.find_too_large(task, wanted) {
-                let fault = Fault::new(Code::AboveCapability, format!("{}: {figures}", package.id()));
-                return Device::Above(fault.field("models.memory_mib").limit(meter::mib(figures.limit)));
+    /// The models that may be asked: those of the task, or the one that the job names; of each the newest, if
+    /// the job does not say which.
+    fn candidates(&self, job: &Job) -> Vec<&Arc<Model>> {
+        let wanted = job.wishes.model.as_deref();
+        let mut models: Vec<&Arc<Model>> = Vec::new();
+        for model in self.registry.models() {
+            let known = models.last().is_some_and(|last| last.package.manifest.name == model.package.manifest.name);
+            if model.package.manifest.task == job.task && wanted.is_none_or(|name| model.package.is(name)) && !known {
+                models.push(model);
             }
-            return match wanted {
-                Some(wanted) => Device::Wrong(
-                    Fault::new(Code::UnknownModel, format!("no active model `{wanted}` serves {task}"))
-                        .field("model")
-                        .limit(self.models_of(task)),
-                ),
-                None if TASKS.contains(&task.as_str()) => Device::Above(
-                    Fault::new(Code::AboveCapability, format!("no model on this device serves {task}")).field("task"),
-                ),
-                None => Device::Wrong(
-                    Fault::new(Code::UnknownTask, format!("`{task}` is not a task of this node"))
-                        .field("task")
-                        .limit(self.registry.tasks()),
-                ),
-            };
+        }
+        models
+    }
+
+    /// The package that would serve the job if it were not too large for this device.
+    fn too_large(&self, job: &Job) -> Option<&Package> {
+        self.registry.find_too_large(&job.task, job.wishes.model.as_deref()).map(|(package, _)| package)
+    }
+
+    fn device(&self, job: &Job, models: &[&Arc<Model>]) -> Device {
+        let (task, wanted) = (&job.task, job.wishes.model.as_deref());
+        let local = |model: &&Arc<Model>| Local {
+            id: model.id(),
+            fit: model.check(&job.input),
+            wait: self.pool.wait(),
+            run: model.estimate(&job.input),
         };
-        match model.check(&job.input) {
-            Ok(()) => Device::Able(self.pool.wait() + model.estimate(&job.input)),
-            Err(fault) if fault.code == Code::BadRequest && prefer != Prefer::CloudOnly => Device::Wrong(fault),
-            Err(fault) => Device::Above(fault),
+        let mut locals: Vec<Local> = models.iter().map(local).collect();
+        if let Some((package, figures)) = self.registry.find_too_large(task, wanted) {
+            let fault = Fault::new(Code::AboveCapability, format!("{}: {figures}", package.id()));
+            let fit = Err(fault.field("models.memory_mib").limit(meter::mib(figures.limit)));
+            locals.push(Local { id: package.id(), fit, wait: Duration::ZERO, run: Duration::ZERO });
+        }
+        if !locals.is_empty() {
+            return Device::Models(locals);
+        }
+        match wanted {
+            Some(wanted) => Device::Wrong(
+                Fault::new(Code::UnknownModel, format!("no active model `{wanted}` serves {task}"))
+                    .field("model")
+                    .limit(self.models_of(task)),
+            ),
+            None if TASKS.contains(&task.as_str()) => Device::Above(
+                Fault::new(Code::AboveCapability, format!("no model on this device serves {task}")).field("task"),
+            ),
+            None => Device::Wrong(
+                Fault::new(Code::UnknownTask, format!("`{task}` is not a task of this node"))
+                    .field("task")
+                    .limit(self.registry.tasks()),
+            ),
         }
     }
 
@@ -474,16 +502,78 @@ impl Dispatch {
     }
 }
 
+/// What stays the same on a job's way.
+struct Way<'a> {
+    job: &'a Arc<Job>,
+    models: &'a [&'a Arc<Model>],
+    question: Option<&'a Question<'a>>,
+    early: &'a (dyn Fn(Reply) + Sync),
+}
+
 /// What trying has brought so far.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Tried {
     stations: Vec<Station>,
     timing: Timing,
     cost_usd: f64,
     fault: Option<Fault>,
     uncertain: Option<(Output, By)>,
+    /// The uncertain answer was told.
+    told: bool,
     /// A provider would have been asked, had it been there.
     away: bool,
+}
+
+impl Tried {
+    /// Tells the uncertain answer, if there is one.
+    fn tell(&mut self, way: &Way<'_>) {
+        if self.uncertain.is_some() {
+            let fault = Fault::new(Code::AboveCapability, "no certain answer yet");
+            let reply = conclude(way.job, Err(fault), self.clone());
+            (way.early)(Reply { last: Some(false), ..reply });
+            self.told = true;
+        }
+    }
+}
+
+/// What came of waiting.
+enum Pause {
+    Over,
+    /// There is no time to ask again.
+    Late,
+    /// The node is about to stop.
+    Stopping,
+}
+
+/// The reply that trying comes down to.
+fn conclude(job: &Job, answered: Result<(Output, By), Fault>, tried: Tried) -> Reply {
+    let Tried { stations, mut timing, cost_usd, fault, uncertain, .. } = tried;
+    timing.total = ms(job.received.elapsed());
+    let last = (job.wishes.when == When::NowThenBetter).then_some(true);
+    let missed = |output: &Output| doubt(output.confidence(), job.wishes.min_confidence.unwrap_or(0.0)).is_some();
+    let (output, by, degraded) = match (answered, uncertain) {
+        (Ok((output, by)), _) => {
+            let degraded = missed(&output);
+            (output, by, degraded)
+        }
+        (Err(_), Some((output, by))) => (output, by, true),
+        (Err(planned), None) => {
+            let reply = Reply::error(job.id.clone(), fault.unwrap_or(planned), stations, timing);
+            return Reply { cost_usd, last, ..reply };
+        }
+    };
+    Reply {
+        id: job.id.clone(),
+        status: Status::Ok,
+        output: Some(output),
+        error: None,
+        by: Some(by),
+        route: stations,
+        degraded,
+        last,
+        timing_ms: timing,
+        cost_usd,
+    }
 }
 
 /// Awaits until the job's deadline at most.

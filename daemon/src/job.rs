@@ -44,6 +44,17 @@ pub enum Input {
 }
 
 impl Input {
+    /// Bytes that it holds, roughly.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Input::Text(text) => text.len(),
+            Input::Image(bytes) | Input::Audio(bytes) => bytes.len(),
+            Input::Series(rows) => rows.len() * rows.first().map_or(0, Vec::len) * size_of::<f32>(),
+            Input::Tensor(TensorInput { data: TensorData::Bytes(bytes), .. }) => bytes.len(),
+            Input::Tensor(TensorInput { data: TensorData::Numbers(numbers), .. }) => numbers.len() * size_of::<f64>(),
+        }
+    }
+
     /// The word that names this kind in messages and packages.
     pub fn kind(&self) -> &'static str {
         match self {
@@ -85,6 +96,16 @@ pub struct ReplyTo {
     pub correlation: Option<Vec<u8>>,
 }
 
+/// When the requester wants to hear.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum When {
+    /// Once: the best answer that can be had.
+    #[default]
+    Best,
+    /// An uncertain answer of the device at once, and the better one when it comes.
+    NowThenBetter,
+}
+
 /// What the requester asks for beside the input.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Wishes {
@@ -101,6 +122,8 @@ pub struct Wishes {
     pub min_confidence: Option<f64>,
     /// Most that the answer may cost, in US dollars.
     pub max_cost_usd: Option<f64>,
+    /// When the requester wants to hear.
+    pub when: When,
     /// The task's own parameters.
     #[serde(with = "as_text")]
     pub params: Map<String, Value>,
@@ -136,6 +159,7 @@ impl Default for Wishes {
             privacy: Privacy::Cloud,
             min_confidence: None,
             max_cost_usd: None,
+            when: When::Best,
             params: Map::new(),
         }
     }
@@ -408,6 +432,9 @@ pub struct Reply {
     pub route: Vec<Station>,
     /// The best that could be had, though it missed a wish.
     pub degraded: bool,
+    /// Whether it is the last one on this id; only for jobs that asked for more than one.
+    #[serde(rename = "final", default, skip_serializing_if = "Option::is_none")]
+    pub last: Option<bool>,
     /// Where the time went.
     pub timing_ms: Timing,
     /// What it cost, in US dollars.
@@ -430,6 +457,7 @@ impl Reply {
             by: None,
             route,
             degraded: false,
+            last: None,
             timing_ms: timing,
             cost_usd: 0.0,
         }

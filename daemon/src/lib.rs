@@ -21,6 +21,8 @@ pub mod route;
 pub mod engine;
 pub mod task;
 
+pub mod calibrate;
+
 pub mod hold;
 pub mod uplink;
 

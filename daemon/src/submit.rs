@@ -11,7 +11,7 @@ use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{Packet, PublishProperties};
 use rumqttc::v5::{AsyncClient, Event};
 use serde_json::Value;
-use tokio::sync::oneshot;
+use tokio::sync::mpsc;
 
 use crate::config::{Broker, BrokerAt};
 use crate::intake::{bare, link};
@@ -97,18 +97,39 @@ pub async fn run(args: Args) -> Result<ExitCode> {
         let requester = Requester::connect(&broker, &args.broker, &[]).await?;
         let topic = format!("{}/{}/jobs/{}", args.prefix, args.to, args.task);
         let job = Job { topic, payload, content_type, options: args.options };
-        anyhow::Ok(requester.request(job.with_options()?).await?)
+        let early = |reply: &[u8]| {
+            if let Err(error) = print(reply, args.json) {
+                tracing::warn!("{error:#}");
+            }
+        };
+        anyhow::Ok(requester.request_all(job.with_options()?, early).await?)
     };
     let reply = tokio::time::timeout(wait, job).await.with_context(|| {
         format!("no reply within {} s: is `{}` online at {}?", args.timeout, args.to, args.broker)
     })??;
-    match serde_json::from_slice::<Value>(&reply) {
-        Ok(value) => {
-            println!("{}", if args.json { value.to_string() } else { serde_json::to_string_pretty(&value)? });
-            Ok(if value["status"] == "error" { ExitCode::FAILURE } else { ExitCode::SUCCESS })
-        }
-        Err(_) => bail!("the reply is not JSON: {}", String::from_utf8_lossy(&reply)),
+    let reply = print(&reply, args.json)?;
+    Ok(if reply["status"] == "error" { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn print(reply: &[u8], json: bool) -> Result<Value> {
+    let Ok(value) = serde_json::from_slice::<Value>(reply) else {
+        bail!("the reply is not JSON: {}", String::from_utf8_lossy(reply));
+    };
+    println!("{}", if json { value.to_string() } else { serde_json::to_string_pretty(&value)? });
+    Ok(value)
+}
+
+/// Whether another reply to the same job follows this one.
+fn more_to_come(reply: &[u8]) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Part {
+        #[serde(rename = "final", default = "yes")]
+        last: bool,
     }
+    fn yes() -> bool {
+        true
+    }
+    serde_json::from_slice::<Part>(reply).is_ok_and(|part| !part.last)
 }
 
 /// A job to be sent.
@@ -144,7 +165,7 @@ impl Job {
 }
 
 /// Replies awaited, by correlation data, or by topic for those without.
-type Waiting = Arc<Mutex<HashMap<Vec<u8>, oneshot::Sender<Vec<u8>>>>>;
+type Waiting = Arc<Mutex<HashMap<Vec<u8>, mpsc::Sender<Vec<u8>>>>>;
 
 /// An MQTT 5 client that sends jobs and awaits their replies.
 pub struct Requester {
@@ -187,8 +208,13 @@ impl Requester {
                         let correlation = publish.properties.and_then(|properties| properties.correlation_data);
                         let key = correlation.map_or_else(|| publish.topic.to_vec(), |data| data.to_vec());
                         let mut replies = replies.lock().unwrap_or_else(PoisonError::into_inner);
-                        if let Some(reply) = replies.remove(&key) {
-                            let _ = reply.send(publish.payload.to_vec());
+                        let reply = match more_to_come(&publish.payload) {
+                            true => replies.get(&key).cloned(),
+                            false => replies.remove(&key),
+                        };
+                        if let Some(reply) = reply {
+                            // Who no longer waits needs no reply.
+                            let _ = reply.try_send(publish.payload.to_vec());
                         }
                     }
                     Ok(_) => {}
@@ -202,13 +228,21 @@ impl Requester {
         Ok(Requester { client, response_topic, waiting, task, next: std::sync::atomic::AtomicU64::new(0) })
     }
 
-    /// Sends a job with Response Topic and Correlation Data; its reply.
+    /// Sends a job with Response Topic and Correlation Data; its last reply.
     ///
     /// # Errors
     /// The connection is gone.
     pub async fn request(&self, job: Job) -> Result<Vec<u8>> {
+        self.request_all(job, |_| {}).await
+    }
+
+    /// As [`Requester::request`]; `early` gets the replies that others follow.
+    ///
+    /// # Errors
+    /// The connection is gone.
+    pub async fn request_all(&self, job: Job, early: impl Fn(&[u8])) -> Result<Vec<u8>> {
         let correlation = self.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed).to_be_bytes().to_vec();
-        let reply = self.expect(correlation.clone());
+        let mut replies = self.expect(correlation.clone());
         let properties = PublishProperties {
             response_topic: Some(self.response_topic.clone()),
             correlation_data: Some(correlation.into()),
@@ -217,7 +251,13 @@ impl Requester {
             ..PublishProperties::default()
         };
         self.client.publish_with_properties(job.topic, QoS::AtLeastOnce, false, job.payload, properties).await?;
-        reply.await.context("the connection is gone")
+        loop {
+            let reply = replies.recv().await.context("the connection is gone")?;
+            if !more_to_come(&reply) {
+                return Ok(reply);
+            }
+            early(&reply);
+        }
     }
 
     /// Sends a job as a device without MQTT 5 properties does; the reply comes on `reply_topic`.
@@ -225,13 +265,14 @@ impl Requester {
     /// # Errors
     /// The connection is gone.
     pub async fn request_plain(&self, topic: String, payload: Vec<u8>, reply_topic: &str) -> Result<Vec<u8>> {
-        let reply = self.expect(reply_topic.as_bytes().to_vec());
+        let mut replies = self.expect(reply_topic.as_bytes().to_vec());
         self.client.publish(topic, QoS::AtLeastOnce, false, payload).await?;
-        reply.await.context("the connection is gone")
+        replies.recv().await.context("the connection is gone")
     }
 
-    fn expect(&self, key: Vec<u8>) -> oneshot::Receiver<Vec<u8>> {
-        let (sender, receiver) = oneshot::channel();
+    fn expect(&self, key: Vec<u8>) -> mpsc::Receiver<Vec<u8>> {
+        // A first and a last reply, and some to spare.
+        let (sender, receiver) = mpsc::channel(8);
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(key, sender);
         receiver
     }

@@ -10,10 +10,11 @@ use outpost::config::Prefer;
 use outpost::engine::model::{Model, States};
 use outpost::engine::package::Package;
 use outpost::intake::{Delivery, Reader, bare};
-use outpost::job::{Input, Privacy};
-use outpost::route::{Device, Facts, Provider, route};
+use outpost::job::{Fault, Input, Privacy};
+use outpost::route::{Device, Facts, Local, PrivacyRules, route};
 use outpost::task::Preparation;
 use outpost::topic::Topics;
+use outpost::uplink::{Closed, Offer};
 
 fn models() -> std::path::PathBuf {
     concat!(env!("CARGO_MANIFEST_DIR"), "/../models").into()
@@ -73,16 +74,34 @@ fn reading(c: &mut Criterion) {
 }
 
 fn deciding(c: &mut Criterion) {
-    let provider = |name: &str| Provider { name: name.into(), usable: Ok(()), estimate_usd: 0.001 };
+    let ms = Duration::from_millis;
+    let offer = |name: &str, latency: u64, left_usd: f64| Offer {
+        provider: name.into(),
+        usable: Ok(()),
+        latency: Some(ms(latency)),
+        estimate_usd: 0.001,
+        left_usd: Some(left_usd),
+        budget_usd: Some(1.0),
+    };
+    let local = |id: &str, fit| Local { id: id.into(), fit, wait: ms(1), run: ms(3) };
+    let small = Err(Fault::range("input.series", "9000 samples are over the model's 6000", 6000));
+    // Every kind of reason is given: the longest way through the decision.
     let facts = Facts {
-        device: Device::Able(Duration::from_millis(3)),
-        providers: vec![provider("claude"), provider("gpt"), provider("own")],
+        device: Device::Models(vec![local("small@1.0.0", small), local("large@1.0.0", Ok(()))]),
+        offers: vec![
+            offer("claude", 900, 1.0),
+            offer("gpt", 100, 0.0),
+            Offer {
+                usable: Err(Closed::passing("it failed 5 times; asked again in 3 s")),
+                ..offer("gemini", 100, 1.0)
+            },
+            offer("own", 100, 1.0),
+        ],
         question: Ok(()),
         prefer: Prefer::Device,
-        privacy: Privacy::Cloud,
-        privacy_of: "node",
+        privacy: PrivacyRules { node: Privacy::Cloud, task: Privacy::Cloud, job: Privacy::Cloud },
         max_cost_usd: Some(0.01),
-        left: Some(Duration::from_millis(500)),
+        left: Some(ms(500)),
     };
     c.bench_function("route", |b| b.iter(|| route(black_box(&facts))));
 }

@@ -1,6 +1,6 @@
 //! One model in a process of its own, for `tests/bench/peers` and `tests/bench/agree`.
 //!
-//! - `peer outpost|tract FILE INPUT` says how long it took from the file to the first answer and what memory that
+//! - `peer outpost|tract FILE [INPUT]` says how long it took from the file to the first answer and what memory that
 //!   took, then for each number of runs on standard input how many microseconds each took.
 //! - `peer answer FILE INPUTS OUTPUTS` writes ours' first output for each input.
 //!
@@ -21,7 +21,8 @@ fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
     match &arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["answer", file, inputs, outputs] => answer(file, inputs, outputs),
-        [mode, file, input] => time(mode, file, input),
+        [mode, file] => time(mode, file, None),
+        [mode, file, input] => time(mode, file, Some(input)),
         _ => {
             println!("peer: run by tests/bench/peers and tests/bench/agree");
             Ok(())
@@ -97,9 +98,22 @@ fn peak_mib() -> Result<f64> {
     Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? / 1024.0)
 }
 
-fn time(mode: &str, file: &str, input: &str) -> Result<()> {
-    let input = std::fs::read(input)?;
+/// Some input, always the same: whole numbers, as bytes or floats.
+fn made(datum: DatumType, n: usize) -> Vec<u8> {
+    let bytes = (0..n as u32).map(|at| (at.wrapping_mul(0x9e37_79b9) >> 24) as u8);
+    if datum == f32::datum_type() {
+        bytes.flat_map(|byte| f32::from(byte).to_le_bytes()).collect()
+    } else {
+        bytes.collect()
+    }
+}
+
+fn time(mode: &str, file: &str, input: Option<&str>) -> Result<()> {
     let (datum, shape) = fix(&mut tract_onnx::onnx().model_for_path(file)?)?;
+    let input = match input {
+        Some(input) => std::fs::read(input)?,
+        None => made(datum, shape.iter().product()),
+    };
     let before = peak_mib()?;
     let started = Instant::now();
     let mut side = Side::load(mode, file, &shape)?;

@@ -5,6 +5,7 @@ pub mod load;
 pub mod measure;
 pub mod meter;
 pub mod model;
+pub mod pace;
 pub mod package;
 pub mod quant;
 pub mod registry;

@@ -11,11 +11,13 @@ use tract_onnx::prelude::TValue;
 
 use super::load::{Plan, State};
 use super::meter;
+use super::pace::Pace;
 use super::package::{Expect, Package, VariantSpec};
 use super::shelf::Room;
 use crate::intake::bare;
-use crate::job::{Code, Fault, Input, Output};
-use crate::task::{Preparation, output};
+use crate::job::{Code, Fault, Input, Output, TensorOutput};
+use crate::task::output::{self, Scores};
+use crate::task::{Preparation, Prepared};
 
 /// A variant of a package. Its plan may be put away and brought back; all else stays.
 #[derive(Debug)]
@@ -30,8 +32,7 @@ pub struct Model {
     pub kernels: String,
     preparation: Preparation,
     place: Mutex<Option<Arc<Loaded>>>,
-    /// Microseconds of one run, smoothed; 0: not yet measured.
-    smoothed_us: AtomicU64,
+    pace: Pace,
     /// Nanoseconds of one inference on prepared input when it was activated; 0: not measured.
     measured_ns: AtomicU64,
 }
@@ -150,7 +151,7 @@ impl Model {
             preparation,
             place: Mutex::new(Some(Arc::new(Loaded::new(plan)))),
             package,
-            smoothed_us: AtomicU64::new(0),
+            pace: Pace::default(),
             measured_ns: AtomicU64::new(0),
         })
     }
@@ -215,8 +216,7 @@ impl Model {
 
     /// How long an answer for `input` will take, by what was measured; with the load, if it has to be loaded.
     pub fn estimate(&self, input: &Input) -> Duration {
-        let one = self.smoothed_us.load(Ordering::Relaxed);
-        let run = Duration::from_micros(one.saturating_mul(self.preparation.runs(input) as u64));
+        let run = self.pace.estimate(input.bytes(), self.preparation.runs(input));
         if self.place().is_some() { run } else { run + self.footprint.load }
     }
 
@@ -240,17 +240,38 @@ impl Model {
         input: &Input,
         top_k: Option<usize>,
     ) -> Result<Output, Fault> {
+        let (prepared, runs) = self.run(loaded, states, input)?;
+        output::read(&self.package, &prepared, &runs, top_k)
+    }
+
+    /// The numbers behind the answer to `input`; none where its kind of output has no confidence.
+    ///
+    /// # Errors
+    /// As [`Model::answer`].
+    pub fn scores(&self, states: &mut States, input: &Input) -> Result<Option<Scores>, Fault> {
+        let loaded = self.loaded().ok_or_else(|| Fault::new(Code::Internal, format!("{} is not loaded", self.id())))?;
+        let (prepared, runs) = self.run(&loaded, states, input)?;
+        output::scores(&self.package, &prepared, &runs)
+    }
+
+    /// Prepares `input` and runs the plan.
+    fn run(
+        &self,
+        loaded: &Arc<Loaded>,
+        states: &mut States,
+        input: &Input,
+    ) -> Result<(Prepared, Vec<Vec<TensorOutput>>), Fault> {
         let started = Instant::now();
         let failed = |error: anyhow::Error| {
             tracing::error!(model = self.id(), "run failed: {error:#}");
             Fault::new(Code::Internal, format!("model {} failed on this input", self.id()))
         };
         let prepared = self.preparation.prepare(input)?;
+        let preparing = started.elapsed();
         let state = states.of(loaded).map_err(failed)?;
         let runs = loaded.plan.run(state, &prepared, self.package.manifest.input.quantize).map_err(failed)?;
-        let output = output::read(&self.package, &prepared, &runs, top_k)?;
-        self.measured(started.elapsed(), runs.len());
-        Ok(output)
+        self.pace.note(input.bytes(), preparing, runs.len(), started.elapsed() - preparing);
+        Ok((prepared, runs))
     }
 
     /// A prepared input to measure with: of the first golden case, else zeros.
@@ -282,13 +303,6 @@ impl Model {
         let took = started.elapsed();
         drop(outputs);
         Ok(took)
-    }
-
-    /// Exponential smoothing, a fifth of the weight to the newest.
-    fn measured(&self, took: Duration, runs: usize) {
-        let one = (took.as_micros() as u64 / runs.max(1) as u64).max(1);
-        let smooth = |old: u64| Some(if old == 0 { one } else { (old * 4 + one) / 5 });
-        let _ = self.smoothed_us.fetch_update(Ordering::Relaxed, Ordering::Relaxed, smooth);
     }
 
     /// Runs the package's golden cases.

@@ -92,6 +92,7 @@ fn others(properties: &[(String, String)], mut options: Options) -> Result<Optio
             "privacy" => options.privacy = Some(privacy(value)?),
             "min-confidence" => options.min_confidence = number(key, value)?,
             "max-cost-usd" => options.max_cost_usd = number(key, value)?,
+            "when" => options.when = Some(value.clone()),
             "params" => {
                 let wrong = |error| Fault::bad("params", format!("not a JSON object: {error}"));
                 options.params = serde_json::from_str(value).map_err(wrong)?;

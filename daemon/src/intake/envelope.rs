@@ -118,15 +118,10 @@ pub fn read(payload: &[u8]) -> Result<(Options, Input), (Options, Fault)> {
         privacy: None,
         min_confidence: envelope.min_confidence,
         max_cost_usd: envelope.max_cost_usd,
+        when: envelope.when,
         params: envelope.params,
     };
-    let finish = || {
-        if let Some(when) = envelope.when.filter(|when| when != "best") {
-            let message = format!("`{when}` is not served by this version; leave it out for one, best, answer");
-            return Err(Fault::bad("when", message));
-        }
-        Ok((envelope.privacy.as_deref().map(privacy).transpose()?, input(envelope.input)?))
-    };
+    let finish = || Ok((envelope.privacy.as_deref().map(privacy).transpose()?, input(envelope.input)?));
     match finish() {
         Ok((privacy, input)) => {
             options.privacy = privacy;

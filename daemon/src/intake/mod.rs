@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::job::{Code, Fault, Input, Job, ReplyTo, Wishes};
+use crate::job::{Code, Fault, Input, Job, ReplyTo, When, Wishes};
 use crate::topic::{JobTopic, Topics};
 
 pub mod bare;
@@ -81,6 +81,7 @@ pub struct Options {
     privacy: Option<crate::job::Privacy>,
     min_confidence: Option<f64>,
     max_cost_usd: Option<f64>,
+    when: Option<String>,
     params: serde_json::Map<String, serde_json::Value>,
 }
 
@@ -188,6 +189,14 @@ fn wishes(options: Options, expiry: Option<Duration>, received: Instant) -> Resu
     if priority > 9 {
         return Err(Fault::range("priority", format!("{priority} is not within 0 to 9"), 9));
     }
+    let when = match options.when.as_deref() {
+        None | Some("best") => When::Best,
+        Some("now-then-better") => When::NowThenBetter,
+        Some(other) => {
+            let message = format!("`{other}` is neither `best` nor `now-then-better`");
+            return Err(Fault::bad("when", message).limit("best or now-then-better"));
+        }
+    };
     if let Some(top_k) = options.params.get("top_k")
         && !top_k.as_u64().is_some_and(|k| (1..=1000).contains(&k))
     {
@@ -200,6 +209,7 @@ fn wishes(options: Options, expiry: Option<Duration>, received: Instant) -> Resu
         privacy: options.privacy.unwrap_or(crate::job::Privacy::Cloud),
         min_confidence: within("min_confidence", options.min_confidence, 1.0)?,
         max_cost_usd: within("max_cost_usd", options.max_cost_usd, 1e6)?,
+        when,
         params: options.params,
     })
 }

@@ -2,6 +2,8 @@
 
 mod add;
 mod bench;
+mod calibrate;
+mod edit;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -21,6 +23,7 @@ use crate::engine::registry::{self, version_key};
 use crate::engine::{Registry, Shelf, meter};
 use crate::intake::bare;
 use crate::job::{By, Fault, Outcome, Reply, Station, Status, Tier, Timing};
+use crate::route::doubt;
 
 /// Where the packages are.
 #[derive(clap::Args, Debug)]
@@ -96,6 +99,8 @@ pub enum Command {
         /// Packages, by folder, name or name@version [default: all]
         names: Vec<String>,
     },
+    /// Fit a model's confidence to a labelled set: what is under the threshold goes up
+    Calibrate(calibrate::Args),
 }
 
 /// A model directory and the memory for its models.
@@ -163,6 +168,7 @@ pub fn run(command: Command) -> Result<ExitCode> {
             let place = Place { threads: threads.into(), ..dir.place()? };
             bench::run(&place, &names, Effort::of(repeat as usize, threads.into()), json)
         }
+        Command::Calibrate(args) => calibrate::run(&args),
     }
 }
 
@@ -299,12 +305,12 @@ fn reply(model: &Model, id: String, result: Result<crate::job::Output, Fault>, s
         Err(fault) => Reply::error(Some(id), fault, Vec::new(), timing),
         Ok(output) => {
             let wanted = model.package.manifest.confidence.threshold;
-            let uncertain = output.confidence().filter(|found| *found < wanted);
+            let uncertain = doubt(output.confidence(), wanted);
             let station = Station {
                 tier: Tier::Device,
                 provider: None,
                 outcome: if uncertain.is_some() { Outcome::Uncertain } else { Outcome::Answered },
-                why: uncertain.map(|found| format!("confidence {found:.2} is under {wanted:.2}")),
+                why: uncertain,
             };
             Reply {
                 id: Some(id),
@@ -312,8 +318,9 @@ fn reply(model: &Model, id: String, result: Result<crate::job::Output, Fault>, s
                 output: Some(output),
                 error: None,
                 by: Some(By::Device { model: model.id(), variant: model.variant_name().to_owned() }),
+                degraded: station.outcome == Outcome::Uncertain,
                 route: vec![station],
-                degraded: uncertain.is_some(),
+                last: None,
                 timing_ms: timing,
                 cost_usd: 0.0,
             }

@@ -235,6 +235,18 @@ impl Books {
         state.purse.left(&self.shared.budgets, task).map(money::usd)
     }
 
+    /// Of the budget that is nearest to its end: what is not yet spent, and the whole, US dollars. What is
+    /// reserved for jobs on their way may come back, so it is not taken off.
+    pub fn unspent_usd(&self, task: &str) -> Option<(f64, f64)> {
+        let mut state = self.shared.lock();
+        state.purse.turn(today());
+        let (budgets, spent) = (&self.shared.budgets, state.purse.spent());
+        let node = budgets.node.map(|budget| (budget, spent.values().sum::<Nano>()));
+        let own = budgets.task.get(task).map(|budget| (*budget, spent.get(task).copied().unwrap_or(0)));
+        let left = node.into_iter().chain(own).map(|(budget, spent)| (budget.saturating_sub(spent), budget));
+        left.min().map(|(left, budget)| (money::usd(left), money::usd(budget)))
+    }
+
     /// Spent and left.
     pub fn account(&self) -> Account {
         let mut state = self.shared.lock();

@@ -14,8 +14,10 @@ pub struct Offer {
     pub latency: Option<Duration>,
     /// What one answer to this question costs at most, US dollars, estimated from above.
     pub estimate_usd: f64,
-    /// What may still be spent today on this task, US dollars; none where no budget is set.
+    /// What is not yet spent of today's budget for this task, US dollars; none where no budget is set.
     pub left_usd: Option<f64>,
+    /// That budget, US dollars.
+    pub budget_usd: Option<f64>,
 }
 
 /// Why a provider cannot be asked.

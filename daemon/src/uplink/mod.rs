@@ -192,9 +192,6 @@ impl std::fmt::Display for UplinkError {
 
 impl std::error::Error for UplinkError {}
 
-/// A provider that is being asked.
-type Running<'a> = Pin<Box<dyn Future<Output = Result<Answer, UplinkError>> + Send + 'a>>;
-
 /// The way up: configured providers and one HTTP client.
 pub struct Uplink {
     entries: Vec<Entry>,
@@ -298,7 +295,7 @@ impl Uplink {
     /// none to put, their estimates are 0.
     pub fn offers(&self, question: Option<&Question<'_>>) -> Vec<Offer> {
         let now = Instant::now();
-        let left_usd = question.and_then(|question| self.books.left_usd(question.task));
+        let unspent = question.and_then(|question| self.books.unspent_usd(question.task));
         let deaf = |entry: &Entry| {
             question.is_some_and(|question| matches!(question.input, Input::Audio(_)) && !entry.provider.kind.hears())
         };
@@ -310,7 +307,8 @@ impl Uplink {
             },
             latency: entry.latency(),
             estimate_usd: question.map_or(0.0, |question| money::usd(entry.estimate(question))),
-            left_usd,
+            left_usd: unspent.map(|(left, _)| left),
+            budget_usd: unspent.map(|(_, budget)| budget),
         };
         self.entries.iter().map(offer).collect()
     }
@@ -343,9 +341,10 @@ impl Uplink {
         parts: &prompt::Parts,
         purse: &JobPurse,
     ) -> (Vec<UplinkError>, Option<Answer>) {
+        type Answering<'a> = Pin<Box<dyn Future<Output = Result<Answer, UplinkError>> + Send + 'a>>;
         let mut names = names.iter();
         let mut failed = Vec::new();
-        let mut running: Vec<Running<'_>> = Vec::new();
+        let mut running: Vec<Answering<'_>> = Vec::new();
         loop {
             if running.is_empty() {
                 let Some(name) = names.next() else { return (failed, None) };

@@ -6,6 +6,7 @@
 //!   MatMulInteger → Cast → Mul
 //! QuantizeLinear(constant)     the quantized constant
 //! Split                        a Slice for each part
+//! Transpose → QuantizeLinear   the other way round: bytes are turned by reading them in another order
 //! ```
 //!
 //! What cannot be lowered afterwards is at least an operator that tract has.
@@ -127,6 +128,9 @@ impl<'a> Writer<'a> {
         };
         for at in 0..graph.node.len() {
             writer.find_scaled(at);
+            if let Some(turned) = writer.turned(at) {
+                writer.within.insert(turned);
+            }
         }
         writer
     }
@@ -138,6 +142,23 @@ impl<'a> Writer<'a> {
     fn only_reader(&self, name: &str) -> Option<usize> {
         let [reader] = self.readers.get(name)?[..] else { return None };
         (reader != usize::MAX).then_some(reader)
+    }
+
+    /// The `Transpose` of floats that a `QuantizeLinear` at `at` alone reads.
+    fn turned(&self, at: usize) -> Option<usize> {
+        let node = &self.graph.node[at];
+        let single = |at: usize| match node.input.get(at).filter(|name| !name.is_empty()) {
+            Some(name) => self.tensor(name).is_some_and(|tensor| tensor.len() == 1),
+            None => true,
+        };
+        if node.op_type != "QuantizeLinear" || !single(1) || !single(2) {
+            return None;
+        }
+        let from = *self.made_by.get(node.input.first()?.as_str())?;
+        let before = &self.graph.node[from];
+        let turns =
+            before.op_type == "Transpose" && !before.input.iter().any(|x| self.constants.contains_key(x.as_str()));
+        (turns && self.only_reader(&node.input[0]) == Some(at)).then_some(from)
     }
 
     /// `MatMulInteger → Cast → Mul` by scales, one of which may be that of a `DynamicQuantizeLinear`.
@@ -402,6 +423,15 @@ impl<'a> Writer<'a> {
             "QuantizeLinear" => {
                 if let Some(constant) = self.folded(node) {
                     self.made.push(TensorProto { name: output, ..constant });
+                } else if let Some(from) =
+                    self.made_by.get(node.input[0].as_str()).filter(|at| self.within.contains(at))
+                {
+                    let from = &self.graph.node[*from];
+                    let mut inputs = node.input.clone();
+                    inputs[0] = from.input[0].clone();
+                    let bytes = inner(self);
+                    let bytes = self.push("QuantizeLinear", inputs, bytes, vec![]);
+                    self.push("Transpose", vec![bytes], output, from.attribute.clone());
                 } else {
                     self.nodes.push(node.clone());
                 }

@@ -1,0 +1,143 @@
+//! Labelled sets: a folder with a sub-folder for each label, or a file of JSON lines.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use super::Case;
+use crate::engine::Model;
+use crate::engine::model::States;
+use crate::engine::package::OutputKind;
+use crate::intake::{bare, envelope};
+use crate::job::{Code, Input};
+
+/// A labelled set, answered by a model, in an order that is random and always the same.
+#[derive(Debug)]
+pub struct Set {
+    /// The cases.
+    pub cases: Vec<Case>,
+    /// Cases that were there twice: they count once, for a promise rests on independent cases.
+    pub twice: usize,
+    /// Cases outside the model's limits.
+    pub refused: usize,
+}
+
+#[derive(Deserialize)]
+struct Line {
+    input: Value,
+    label: String,
+}
+
+struct Reading<'a> {
+    model: &'a Model,
+    answers: Vec<String>,
+    states: States,
+    seen: HashSet<[u8; 32]>,
+    cases: Vec<([u8; 32], Case)>,
+    set: Set,
+}
+
+/// Reads the set at `path` and answers it: a folder of label sub-folders whose files' endings say what they are, or a
+/// file with an object `{"input": …, "label": …}` on each line, the input as in an envelope.
+///
+/// # Errors
+/// Names the file or line that cannot be read or answered, or the label that the model does not have.
+pub fn read(path: &Path, model: &Model) -> Result<Set> {
+    let manifest = &model.package.manifest;
+    let answers = match manifest.output.kind {
+        OutputKind::Classes => model.package.labels.clone(),
+        OutputKind::Reconstruction => vec!["normal".to_owned(), "anomalous".to_owned()],
+        _ => bail!("answers of {} carry no confidence: there is nothing to calibrate", model.id()),
+    };
+    let set = Set { cases: Vec::new(), twice: 0, refused: 0 };
+    let mut reading = Reading { model, answers, states: States::new(), seen: HashSet::new(), cases: Vec::new(), set };
+    if path.is_dir() {
+        reading.folder(path)?
+    } else {
+        reading.lines(path)?
+    }
+    let Reading { mut cases, mut set, .. } = reading;
+    // The order of hashes is as good as a random one, and does not change with the order of files.
+    cases.sort_by_key(|(hash, _)| *hash);
+    set.cases = cases.into_iter().map(|(_, case)| case).collect();
+    ensure!(!set.cases.is_empty(), "{}: there are no cases", path.display());
+    Ok(set)
+}
+
+impl Reading<'_> {
+    fn folder(&mut self, path: &Path) -> Result<()> {
+        let folders: Vec<PathBuf> = list(path)?.into_iter().filter(|folder| folder.is_dir()).collect();
+        ensure!(!folders.is_empty(), "{}: a sub-folder for each label is needed", path.display());
+        for folder in folders {
+            let label = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            for file in list(&folder)?.iter().filter(|file| file.is_file()) {
+                let shown = || file.display().to_string();
+                let bytes = fs::read(file).with_context(shown)?;
+                let ending = file.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
+                let hash = Sha256::digest(&bytes).into();
+                let input = bare::by_ending(ending, bytes).with_context(shown)?;
+                self.case(hash, &input, &label).with_context(shown)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn lines(&mut self, path: &Path) -> Result<()> {
+        let file = fs::File::open(path).with_context(|| path.display().to_string())?;
+        for (number, line) in BufReader::new(file).lines().enumerate() {
+            let shown = || format!("{}, line {}", path.display(), number + 1);
+            let line = line.with_context(shown)?;
+            if !line.trim().is_empty() {
+                self.line(&line).with_context(shown)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn line(&mut self, line: &str) -> Result<()> {
+        let Line { input, label } = serde_json::from_str(line)?;
+        let envelope = json!({"input": input}).to_string();
+        let hash = Sha256::digest(&envelope).into();
+        let (_, input) = envelope::read(envelope.as_bytes()).map_err(|(_, fault)| fault)?;
+        self.case(hash, &input, &label)
+    }
+
+    fn case(&mut self, hash: [u8; 32], input: &Input, label: &str) -> Result<()> {
+        let Some(truth) = self.answers.iter().position(|answer| answer == label) else {
+            bail!("`{label}` is not an answer of {}, which are {}", self.model.id(), self.answers.join(", "));
+        };
+        if !self.seen.insert(hash) {
+            self.set.twice += 1;
+            return Ok(());
+        }
+        let scores = match self.model.scores(&mut self.states, input) {
+            Ok(scores) => scores,
+            // The daemon sends these up without asking the model.
+            Err(fault) if fault.code == Code::InputOutOfRange => None,
+            Err(fault) => return Err(fault.into()),
+        };
+        self.set.refused += usize::from(scores.is_none());
+        self.cases.push((hash, Case { scores, truth }));
+        Ok(())
+    }
+}
+
+/// What a folder holds, in order, without hidden files.
+fn list(folder: &Path) -> Result<Vec<PathBuf>> {
+    let shown = || folder.display().to_string();
+    let mut paths = Vec::new();
+    for entry in fs::read_dir(folder).with_context(shown)? {
+        let entry = entry.with_context(shown)?;
+        if !entry.file_name().as_encoded_bytes().starts_with(b".") {
+            paths.push(entry.path());
+        }
+    }
+    paths.sort();
+    Ok(paths)
+}
