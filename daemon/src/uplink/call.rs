@@ -338,10 +338,14 @@ impl<'a> Asking<'a> {
             let word = lock(breaker).admit(Instant::now());
             match word {
                 Ok(pass) => return Ok(Through { breaker, pass: Some(pass) }),
-                Err(Shut::Pause(left)) if left <= PAUSE && left < self.left() && self.pauses < PAUSES => {
+                Err(Shut::Pause(left)) if left <= PAUSE && self.pauses < PAUSES => {
                     self.pauses += 1;
                     // All who wait would come at the same time.
-                    tokio::time::sleep(left + left.mul_f64(fastrand::f64() / 4.0)).await;
+                    let wait = left + left.mul_f64(fastrand::f64() / 4.0);
+                    if wait >= self.left() {
+                        return Err(Step::Fail(Reason::Away, words(Shut::Pause(left))));
+                    }
+                    tokio::time::sleep(wait).await;
                 }
                 Err(shut) => return Err(Step::Fail(Reason::Away, words(shut))),
             }
