@@ -11,7 +11,7 @@ use tokio::sync::{Semaphore, mpsc};
 
 use crate::admit::{Admitted, Gate, Verdict};
 use crate::config::Routing;
-use crate::engine::package::{OutputKind, Package};
+use crate::engine::package::{OutputKind, Package, SeriesForm};
 use crate::engine::{Model, Pool, Registry, meter};
 use crate::hold::{Held, Hold};
 use crate::intake::link::Arrived;
@@ -542,8 +542,10 @@ impl Dispatch {
         let sees = package.and_then(|package| package.manifest.input.size).map(|[width, height]| width.max(height));
         let picture_side = sees
             .map_or(PICTURE_SIDE.1, |side| side.saturating_mul(PICTURE_SCALE).clamp(PICTURE_SIDE.0, PICTURE_SIDE.1));
-        let question =
-            Question { task: &job.task, instruction, input: &job.input, shape, max_output_tokens, picture_side };
+        let form = package.and_then(|package| package.manifest.uplink.as_ref()?.series);
+        let plot = form.map(|form| form == SeriesForm::Plot);
+        let (task, input) = (job.task.as_str(), &job.input);
+        let question = Question { task, instruction, input, shape, max_output_tokens, picture_side, plot };
         uplink::sendable(&question)?;
         Ok(question)
     }

@@ -430,6 +430,7 @@ mod openai {
     pub struct Chat {
         pub model: String,
         pub messages: Vec<Message>,
+        #[serde(alias = "max_tokens")]
         pub max_completion_tokens: Option<u64>,
         pub response_format: Option<ResponseFormat>,
     }

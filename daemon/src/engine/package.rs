@@ -280,6 +280,17 @@ impl Default for ConfidenceSpec {
 pub struct UplinkSpec {
     /// What to answer and what the labels mean.
     pub instruction: String,
+    /// How a series is sent; absent: as a table, and one that is too long for it as a plot.
+    pub series: Option<SeriesForm>,
+}
+
+/// How a series is sent to a closed model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum SeriesForm {
+    Table,
+    Plot,
 }
 
 /// An input with its expected output.

@@ -29,7 +29,7 @@ pub fn post(server: &Server<'_>, path: &str) -> RequestBuilder {
 /// The body of /v1/messages. Temperature is left out: newer models refuse it. What all questions of a
 /// task share comes first and, where it is long enough to be cached, says so.
 pub fn body(ask: &Ask<'_>) -> Value {
-    let Ask { model, question, parts } = ask;
+    let Ask { model, question, parts, .. } = ask;
     let mut head = json!({"type": "text", "text": parts.head});
     if parts.cacheable() {
         head["cache_control"] = json!({"type": "ephemeral"});

@@ -18,8 +18,8 @@ pub type Key = [u8; 32];
 
 /// Everything that the answer depends on; none where the input has no bytes to compare.
 pub fn key(question: &Question<'_>) -> Option<Key> {
-    let Question { task, instruction, input, shape, max_output_tokens, picture_side } = question;
-    let parts = (task, instruction, input, shape, max_output_tokens, picture_side);
+    let Question { task, instruction, input, shape, max_output_tokens, picture_side, plot } = question;
+    let parts = (task, instruction, input, shape, max_output_tokens, picture_side, plot);
     Some(Sha256::digest(postcard::to_stdvec(&parts).ok()?).into())
 }
 
@@ -105,6 +105,7 @@ mod tests {
             shape: Shape::Classes { labels: vec!["a".to_owned()] },
             max_output_tokens: 9,
             picture_side: 256,
+            plot: None,
         };
         assert_eq!(key(&ask(&one, "i")), key(&ask(&one, "i")));
         assert_ne!(key(&ask(&one, "i")), key(&ask(&two, "i")));

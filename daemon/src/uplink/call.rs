@@ -2,7 +2,7 @@
 //! request.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use reqwest::header::{CONTENT_TYPE, HeaderMap};
@@ -14,7 +14,7 @@ use super::books::{Call, Denied};
 use super::breaker::{Breaker, Pass, Shut};
 use super::money::{self, Nano, Tokens};
 use super::wire::{Parsed, Server, Wrong};
-use super::{Answer, Closed, Question, Reason, Request, UplinkError, prompt, retry, schema};
+use super::{Answer, Closed, Question, Reason, Request, UplinkError, openai, prompt, retry, schema};
 use crate::config::{self, Kind};
 use crate::job::Usage;
 use crate::secret::Secret;
@@ -52,6 +52,8 @@ pub struct Entry {
     latency: Mutex<f64>,
     /// By how much the provider's own count ever was above our estimate, in thousandths; at least 1000.
     above: AtomicU64,
+    /// Whether its server knows the limit of tokens only by its older name.
+    older: AtomicBool,
 }
 
 impl Entry {
@@ -67,7 +69,13 @@ impl Entry {
             waiting: AtomicUsize::new(0),
             latency: Mutex::new(f64::NAN),
             above: AtomicU64::new(1000),
+            older: AtomicBool::new(false),
         }
+    }
+
+    /// Whether its server knows the limit of tokens only by its older name, as far as is known.
+    pub fn is_older(&self) -> bool {
+        self.older.load(Ordering::Relaxed)
     }
 
     /// Its server.
@@ -382,6 +390,10 @@ impl<'a> Asking<'a> {
         let why = format!("status {status}");
         if !retry::worth(provider.kind, status, &detail) {
             through.succeeded();
+            let names = |body: &[u8]| String::from_utf8_lossy(body).contains(openai::LIMIT);
+            if provider.kind == Kind::OpenaiCompatible && matches!(status, 400 | 422) && body.is_some_and(names) {
+                self.entry.older.store(true, Ordering::Relaxed);
+            }
             return Step::Fail(Reason::Refused, why);
         }
         let floor = retry::floor(headers).or(detail.wait);

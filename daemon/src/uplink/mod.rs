@@ -28,6 +28,7 @@ mod gemini;
 mod money;
 mod openai;
 mod picture;
+mod plot;
 mod prompt;
 mod retry;
 mod schema;
@@ -85,6 +86,8 @@ pub struct Question<'a> {
     pub max_output_tokens: u32,
     /// Longest side of a picture in pixels; a larger one is scaled down.
     pub picture_side: u32,
+    /// Whether a series is sent as a plot and not as a table; none: where a table would leave rows out.
+    pub plot: Option<bool>,
 }
 
 /// A question with the job's wishes.
@@ -390,19 +393,40 @@ impl Uplink {
         parts: &prompt::Parts,
         purse: &JobPurse,
     ) -> Result<Answer, UplinkError> {
-        let error = |reason, why: String| UplinkError { provider: name.to_owned(), reason, why };
-        let refused = |why: String| error(Reason::Refused, why);
-        let entry = self.entry(name).ok_or_else(|| refused("not configured".to_owned()))?;
+        let Some(entry) = self.entry(name) else {
+            let why = "not configured".to_owned();
+            return Err(UplinkError { provider: name.to_owned(), reason: Reason::Refused, why });
+        };
+        let older = entry.is_older();
+        let answer = self.ask_as(entry, older, request, parts, purse).await;
+        match &answer {
+            // It was refused for the name, which is known now.
+            Err(UplinkError { reason: Reason::Refused, .. }) if entry.is_older() != older => {
+                self.ask_as(entry, !older, request, parts, purse).await
+            }
+            _ => answer,
+        }
+    }
+
+    async fn ask_as(
+        &self,
+        entry: &Entry,
+        older: bool,
+        request: &Request<'_>,
+        parts: &prompt::Parts,
+        purse: &JobPurse,
+    ) -> Result<Answer, UplinkError> {
+        let (name, question) = (&entry.provider.name, request.question);
+        let refused = |why| UplinkError { provider: name.clone(), reason: Reason::Refused, why };
         let key = entry.key.as_ref().map_err(|why| refused(why.clone()))?.as_ref();
-        let question = request.question;
-        let ask = Ask { model: &entry.provider.model, question, parts };
+        let ask = Ask { model: &entry.provider.model, question, parts, older };
         let body = serde_json::to_vec(&entry.provider.kind.body(&ask)).map_err(|error| refused(error.to_string()))?;
         let line = Line {
             at: books::now(),
             call: 0,
             job: request.job.map(str::to_owned),
             task: question.task.to_owned(),
-            provider: name.to_owned(),
+            provider: name.clone(),
             model: entry.provider.model.clone(),
             bytes: body.len() as u64,
             sha256: Sha256::digest(&body).iter().map(|byte| format!("{byte:02x}")).collect(),
@@ -437,20 +461,18 @@ impl Uplink {
     }
 }
 
-/// The question in words; scaling a picture is done beside the runtime.
+/// The question in words; pictures are scaled and drawn beside the runtime.
 async fn parts(question: &Question<'_>) -> Result<prompt::Parts, String> {
-    if let Input::Image(bytes) = question.input
-        && picture::is_larger(bytes, question.picture_side)
-    {
-        let (bytes, side) = (bytes.clone(), question.picture_side);
-        let fitted = tokio::task::spawn_blocking(move || {
-            let (_, fitted) = picture::fit(&bytes, side)?;
-            Ok::<_, String>(fitted.into_owned())
-        });
-        let fitted = Input::Image(fitted.await.map_err(|error| error.to_string())??);
-        return prompt::parts(&Question { input: &fitted, ..question.clone() });
+    if !prompt::is_work(question) {
+        return prompt::parts(question);
     }
-    prompt::parts(question)
+    let Question { task, instruction, input, shape, max_output_tokens, picture_side, plot } = question.clone();
+    let (task, instruction, input) = (task.to_owned(), instruction.to_owned(), input.clone());
+    let made = tokio::task::spawn_blocking(move || {
+        let (task, instruction) = (task.as_str(), instruction.as_str());
+        prompt::parts(&Question { task, instruction, input: &input, shape, max_output_tokens, picture_side, plot })
+    });
+    made.await.map_err(|error| error.to_string())?
 }
 
 /// Whether a question can be put to a closed model at all.

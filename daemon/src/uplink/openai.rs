@@ -9,6 +9,9 @@ use super::wire::{Ask, Parsed, Server, Wrong};
 
 /// Name of the schema, which both formats ask for.
 const SCHEMA: &str = "answer";
+/// Chat Completions' names for the limit of tokens. Servers of either kind are about, and some refuse the other's.
+pub const LIMIT: &str = "max_completion_tokens";
+const OLDER_LIMIT: &str = "max_tokens";
 
 fn with_key(server: &Server<'_>, request: RequestBuilder) -> RequestBuilder {
     match server.key {
@@ -29,7 +32,7 @@ pub fn post(server: &Server<'_>, path: &str) -> RequestBuilder {
 /// The body of /responses; nothing is stored. What all questions of a task share comes first: prompts
 /// are cached by their beginning, and where that is long enough its key keeps them together.
 pub fn responses(ask: &Ask<'_>) -> Value {
-    let Ask { model, question, parts } = ask;
+    let Ask { model, question, parts, .. } = ask;
     let mut content = vec![json!({"type": "input_text", "text": parts.head})];
     if let Some(image) = &parts.image {
         content.push(json!({"type": "input_image", "image_url": data_url(image), "detail": "auto"}));
@@ -54,7 +57,7 @@ pub fn responses(ask: &Ask<'_>) -> Value {
 
 /// The body of /chat/completions.
 pub fn chat(ask: &Ask<'_>) -> Value {
-    let Ask { model, question, parts } = ask;
+    let Ask { model, question, parts, older } = ask;
     let content = if parts.image.is_none() && parts.audio.is_none() {
         // Plain text is what every such server takes.
         json!(parts.in_words())
@@ -71,9 +74,10 @@ pub fn chat(ask: &Ask<'_>) -> Value {
         }
         json!(content)
     };
+    let most = if *older { OLDER_LIMIT } else { LIMIT };
     let mut body = json!({
         "model": model,
-        "max_completion_tokens": question.max_output_tokens,
+        most: question.max_output_tokens,
         "messages": [{"role": "user", "content": content}],
     });
     if let Some(schema) = schema::of(&question.shape) {

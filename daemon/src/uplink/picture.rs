@@ -54,11 +54,15 @@ pub fn fit(bytes: &[u8], side: u32) -> Result<(&'static str, Cow<'_, [u8]>), Str
     Ok((media_type, Cow::Owned(out.into_inner())))
 }
 
-/// Tokens that the picture takes once it is fitted, from above: OpenAI counts up to 2.46 for each patch
+/// Width and height once the picture is fitted.
+pub fn fitted_size(bytes: &[u8], side: u32) -> (u32, u32) {
+    fitted(size(bytes).unwrap_or((side, side)), side)
+}
+
+/// Tokens that a picture of this size takes, from above: OpenAI counts up to 2.46 for each patch
 /// of 32 by 32 pixels, or 85 and 170 for each tile of 512; Gemini 258 for each tile of 768; Anthropic
 /// one for each 750 pixels.
-pub fn tokens(bytes: &[u8], side: u32) -> u64 {
-    let (width, height) = fitted(size(bytes).unwrap_or((side, side)), side);
+pub fn tokens((width, height): (u32, u32)) -> u64 {
     let patches = u64::from(width.div_ceil(32)) * u64::from(height.div_ceil(32));
     300 + patches * 5 / 2
 }
@@ -86,7 +90,7 @@ mod tests {
             assert_eq!(size(&fitted), Some(found));
             assert_eq!(super::media_type(&fitted), Some(media_type));
             assert_eq!(matches!(fitted, Cow::Borrowed(_)), width.max(height) <= 256);
-            assert!(tokens(&bytes, 256) <= tokens(&bytes, 8192));
+            assert!(tokens(fitted_size(&bytes, 256)) <= tokens(fitted_size(&bytes, 8192)));
         }
         assert!(fit(b"GIF89a", 256).is_err());
         assert!(fit(&picture(9, 9, ImageFormat::Png)[..20], 256).is_err());
@@ -98,7 +102,7 @@ mod tests {
             let bytes = picture(width, height, ImageFormat::Png);
             let tiles = |side: u32| u64::from(width.div_ceil(side) * height.div_ceil(side));
             let most = [85 + 170 * tiles(512), 258 * tiles(768), u64::from(width * height / 750)].into_iter().max();
-            assert!(Some(tokens(&bytes, 1024)) >= most, "{width}x{height}");
+            assert!(Some(tokens(fitted_size(&bytes, 1024))) >= most, "{width}x{height}");
         }
     }
 }

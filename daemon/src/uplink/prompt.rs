@@ -3,10 +3,10 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use super::{Question, Shape, picture};
+use super::{Question, Shape, picture, plot};
 use crate::job::Input;
 
-/// Rows of a series that are sent; a longer one is thinned out.
+/// Rows of a series that a table has; of a longer one that cannot be plotted it has every n-th.
 const ROWS: usize = 512;
 /// A beginning of so many bytes is worth caching: about the 1024 tokens from which providers cache.
 const CACHEABLE: usize = 4096;
@@ -41,24 +41,44 @@ impl Parts {
     }
 }
 
-/// Puts a question into words. Scales a picture, which may take some milliseconds.
+/// Whether a series is sent as a plot: as the package says, else where a table would leave rows out.
+fn is_plotted(question: &Question<'_>, rows: &[Vec<f32>]) -> bool {
+    let channels = rows.first().map_or(0, Vec::len);
+    (1..=plot::CHANNELS).contains(&channels) && question.plot.unwrap_or(rows.len() > ROWS)
+}
+
+/// Puts a question into words. Scales or draws a picture, which may take some milliseconds.
 ///
 /// # Errors
 /// The input is of a kind that cannot be sent, or is broken.
 pub fn parts(question: &Question<'_>) -> Result<Parts, String> {
-    let head = head(question);
-    let with = |text| Ok(Parts { head: format!("{head}\n\n"), text: Some(text), image: None, audio: None });
+    let mut parts = Parts { head: head(question), text: None, image: None, audio: None };
     match question.input {
-        Input::Text(text) => with(format!("Input:\n{text}")),
-        Input::Series(rows) => with(table(rows)),
+        Input::Text(text) => parts.text = Some(format!("Input:\n{text}")),
+        Input::Series(rows) if is_plotted(question, rows) => {
+            parts.text = Some(plot::legend(rows));
+            parts.image = Some(("image/png", STANDARD.encode(plot::draw(rows)?)));
+        }
+        Input::Series(rows) => parts.text = Some(table(rows)),
         Input::Image(bytes) => {
             let (media_type, bytes) = picture::fit(bytes, question.picture_side)?;
-            Ok(Parts { head, text: None, image: Some((media_type, STANDARD.encode(bytes))), audio: None })
+            parts.image = Some((media_type, STANDARD.encode(bytes)));
         }
-        Input::Audio(bytes) => {
-            Ok(Parts { head, text: None, image: None, audio: Some(("audio/wav", STANDARD.encode(bytes))) })
-        }
-        Input::Tensor(_) => Err(unsendable(question)),
+        Input::Audio(bytes) => parts.audio = Some(("audio/wav", STANDARD.encode(bytes))),
+        Input::Tensor(_) => return Err(unsendable(question)),
+    }
+    if parts.text.is_some() {
+        parts.head += "\n\n";
+    }
+    Ok(parts)
+}
+
+/// Whether [`parts`] takes so long that it should not be done on a thread of the runtime.
+pub fn is_work(question: &Question<'_>) -> bool {
+    match question.input {
+        Input::Image(bytes) => picture::is_larger(bytes, question.picture_side),
+        Input::Series(rows) => is_plotted(question, rows),
+        _ => false,
     }
 }
 
@@ -139,12 +159,16 @@ pub fn estimate_tokens(question: &Question<'_>) -> u64 {
     };
     let input = match question.input {
         Input::Text(text) => tokens(text),
+        Input::Series(rows) if is_plotted(question, rows) => {
+            let channels = rows[0].len();
+            picture::tokens(plot::size(channels)) + 100 + 60 * channels as u64
+        }
         Input::Series(rows) => {
             let shown = rows.len().div_ceil(step(rows.len())) as u64;
             // A sign, a point, four digits, a comma and an exponent at times.
             shown * rows.first().map_or(0, |row| row.len() as u64) * 8 + 32
         }
-        Input::Image(bytes) => picture::tokens(bytes, question.picture_side),
+        Input::Image(bytes) => picture::tokens(picture::fitted_size(bytes, question.picture_side)),
         // The densest count is 32 tokens a second, the thinnest file 8000 bytes a second.
         Input::Audio(bytes) => bytes.len() as u64 / 250 + 1,
         Input::Tensor(_) => 0,
@@ -172,19 +196,51 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_series_is_plotted_where_a_table_would_leave_rows_out() {
+        for (rows, channels, plot, plotted) in [
+            (512, 3, None, false),
+            (513, 3, None, true),
+            (100_000, 8, None, true),
+            (100_000, 9, None, false),
+            (513, 1, Some(false), false),
+            (3, 1, Some(true), true),
+            (3, 9, Some(true), false),
+        ] {
+            let input = Input::Series(vec![vec![1.0; channels]; rows]);
+            let (task, instruction, shape) = ("t", "i", Shape::Text);
+            let question =
+                Question { task, instruction, input: &input, shape, max_output_tokens: 9, picture_side: 512, plot };
+            let parts = parts(&question).expect("words");
+            let text = parts.text.expect("a legend or a table");
+            assert_eq!(parts.image.is_some(), plotted, "{rows} rows of {channels}, {plot:?}");
+            assert_eq!(text.lines().count() > 100, !plotted && rows > 100, "{text}");
+        }
+    }
+
     /// The whole text never has more tokens than estimated, even if every third byte were one.
     #[test]
     fn the_estimate_is_from_above() {
         let wave = |channels: usize| Input::Series((0..900).map(|i| vec![-0.123_45 * i as f32; channels]).collect());
         let labels = vec!["urgent".to_owned(), "later".to_owned()];
-        for (input, shape) in [
-            (Input::Text("oil on the floor, 35 °C, 日本語".repeat(20)), Shape::Classes { labels }),
-            (wave(1), Shape::Anomaly { threshold: 1.5 }),
-            (wave(3), Shape::Text),
+        for (input, shape, plot) in [
+            (Input::Text("oil on the floor, 35 °C, 日本語".repeat(20)), Shape::Classes { labels }, None),
+            (wave(1), Shape::Anomaly { threshold: 1.5 }, Some(false)),
+            (wave(1), Shape::Anomaly { threshold: 1.5 }, None),
+            (wave(3), Shape::Text, Some(false)),
+            (wave(plot::CHANNELS), Shape::Text, None),
+            (wave(plot::CHANNELS + 1), Shape::Text, Some(true)),
         ] {
             let instruction = "Say what it is.";
-            let question =
-                Question { task: "t", instruction, input: &input, shape, max_output_tokens: 9, picture_side: 512 };
+            let question = Question {
+                task: "t",
+                instruction,
+                input: &input,
+                shape,
+                max_output_tokens: 9,
+                picture_side: 512,
+                plot,
+            };
             let words = parts(&question).expect("words").in_words();
             assert!(words.len() as u64 / 3 <= estimate_tokens(&question), "{} bytes", words.len());
         }

@@ -84,6 +84,7 @@ mod tests {
             shape,
             max_output_tokens: 9,
             picture_side: 256,
+            plot: None,
         };
         let classes = || Shape::Classes { labels: vec!["a".to_owned(), "b".to_owned()] };
         let anomaly = || Shape::Anomaly { threshold: 1.0 };

@@ -27,6 +27,8 @@ pub struct Ask<'a> {
     pub question: &'a Question<'a>,
     /// Its words and picture.
     pub parts: &'a Parts,
+    /// Whether the server knows the limit of tokens only by Chat Completions' older name.
+    pub older: bool,
 }
 
 /// What a wire format makes of an answer's body.
