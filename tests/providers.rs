@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use outpost::config::{Kind, Provider};
 use outpost::job::{Input, Output};
 use outpost::secret::Secret;
-use outpost::standin::{self, Fault, Standin};
+use outpost::standin::{self, Fault};
 use outpost::uplink::{Asked, Question, Reason, Request, Shape, Uplink};
 use serde_json::{Value, json};
 

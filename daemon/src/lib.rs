@@ -16,6 +16,7 @@ pub mod intake;
 pub mod admit;
 
 pub mod dispatch;
+pub mod facts;
 pub mod route;
 
 pub mod engine;

@@ -3,18 +3,23 @@
 #![allow(missing_docs)] // criterion writes public functions
 
 use std::hint::black_box;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use outpost::config::Prefer;
+use outpost::config::{Kind, Prefer, Provider, Routing};
 use outpost::engine::model::{Model, States};
 use outpost::engine::package::Package;
+use outpost::engine::shelf::Shelf;
+use outpost::engine::{Pool, Registry};
+use outpost::facts::Sources;
 use outpost::intake::{Delivery, Reader, bare};
-use outpost::job::{Fault, Input, Privacy};
-use outpost::route::{Device, Facts, Local, PrivacyRules, route};
+use outpost::job::{Fault, Input, Job, Privacy, Wishes};
+use outpost::route::{Device, Facts, Local, PrivacyRules, Stop, route};
+use outpost::secret::Secret;
 use outpost::task::Preparation;
 use outpost::topic::Topics;
-use outpost::uplink::{Closed, Offer};
+use outpost::uplink::{Closed, Offer, Uplink};
 
 fn models() -> std::path::PathBuf {
     concat!(env!("CARGO_MANIFEST_DIR"), "/../models").into()
@@ -106,5 +111,38 @@ fn deciding(c: &mut Criterion) {
     c.bench_function("route", |b| b.iter(|| route(black_box(&facts))));
 }
 
-criterion_group!(benches, answers, reading, deciding);
+/// The whole decision about a job: models and providers are asked for facts, the question is put, the plan made.
+fn decide(c: &mut Criterion) {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let provider = |name: &str, kind| {
+        let priced = Provider { usd_per_million_input_tokens: 3.0, ..Provider::new(name, kind, "big") };
+        (priced, Some(Secret::new("key".to_owned())))
+    };
+    let kinds = [("claude", Kind::Anthropic), ("gpt", Kind::Openai), ("gemini", Kind::Gemini)];
+    let uplink = Uplink::with_keys(kinds.map(|(name, kind)| provider(name, kind)).to_vec()).expect("an uplink");
+    let shelf = Shelf::new(256 << 20, 1);
+    let registry = Registry::load_within(&models(), Arc::clone(&shelf)).expect("models");
+    let pool = Pool::start(1, 16, &shelf).expect("a worker");
+    let routing = Routing { privacy: Privacy::Cloud, task: Default::default() };
+    let sources = Sources { registry: &registry, pool: &pool, uplink: &uplink, routing: &routing };
+    for (name, task, file) in [
+        ("image", "image.classify", "digit-uncertain.png"),
+        ("series", "series.anomaly", "bearing-outer.csv"),
+        ("text", "text.classify", "note-urgent.txt"),
+    ] {
+        let deadline = Some(Instant::now() + Duration::from_secs(3600));
+        let wishes = Wishes { deadline, max_cost_usd: Some(0.01), ..Wishes::default() };
+        let job = Job { id: None, task: task.into(), input: input(file), wishes, received: Instant::now() };
+        let decide = |job: &Job| {
+            let models = sources.candidates(job);
+            let question = sources.question(job, &models);
+            route(&sources.about(job, &models, question.as_ref()))
+        };
+        let asked = |stop: &Stop| !matches!(stop, Stop::Skip(_));
+        assert_eq!(decide(&job).stops.iter().filter(|stop| asked(stop)).count(), 4, "the model, then the providers");
+        c.bench_function(&format!("decide/{name}"), |b| b.iter(|| decide(black_box(&job))));
+    }
+}
+
+criterion_group!(benches, answers, reading, deciding, decide);
 criterion_main!(benches);

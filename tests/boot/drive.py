@@ -314,6 +314,15 @@ systemctl reload outpost; sleep 3; sed -i '/^.jobs.$/,$d' /etc/outpost/outpost.t
 journalctl -u outpost --no-pager -o cat -n 30 | grep -E 'not reloaded|need a restart'""")
     check("all the while it was one process", machine.show("MainPID")["MainPID"] == pid)
 
+    step("reload by itself when the folder of models changes")
+    machine.run("""cp /usr/share/doc/outpost/examples/outpost-reload.* /etc/systemd/system/
+systemctl daemon-reload; systemctl start outpost-reload.path; rm /var/lib/outpost/models/notes""")
+    machine.wait_for("2 models,")
+    machine.run("systemd-tmpfiles --create outpost.conf")
+    machine.wait_for("3 models,")
+    check("still one process", machine.show("MainPID")["MainPID"] == pid)
+    machine.run("systemctl stop outpost-reload.path", show=False)
+
     step("stop under load loses nothing")
     ids = [f"stop-{n}" for n in range(600)]
     feeding = broker.publish([(id, TEXT) for id in ids], pause=0.003)
