@@ -418,5 +418,6 @@ fn load(models: &config::Models, before: Option<&Arc<Registry>>) -> Arc<Registry
     for refused in &registry.refused {
         tracing::error!("package refused: {refused}");
     }
+    meter::trim();
     Arc::new(registry)
 }

@@ -54,6 +54,16 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
+/// Gives memory that was freed back to the system, where the allocator would keep it for later: loading a model takes
+/// and frees many times what it leaves.
+pub fn trim() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: it may be called at any time, by any thread.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// Does `work` and says how many bytes of the heap it left taken, by the calling thread.
 pub fn left_by<T>(work: impl FnOnce() -> T) -> (T, u64) {
     let before = TAKEN.get();
