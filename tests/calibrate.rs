@@ -176,3 +176,23 @@ fn mistakes_are_named() {
     assert_eq!(missing.status.code(), Some(1));
     assert!(text(&missing).contains("none"), "{}", text(&missing));
 }
+
+#[test]
+fn the_model_is_the_one_that_gives_the_labels() {
+    let run = |set: &Path| {
+        let mut command = Command::new(OUTPOST);
+        command.args(["models", "calibrate", "--max-up", "0.1", "--dry-run", "--json", "--models"]);
+        command.arg(models_dir()).arg("--set").arg(set).output().expect("runs")
+    };
+    for (set, model) in [("digits", "digits@1.0.0"), ("notes", "notes@1.0.0"), ("bearing", "bearing@1.0.0")] {
+        assert_eq!(json(&run(&heldout(set)))["model"], model);
+    }
+    let dir = TempDir::new().expect("a folder");
+    std::fs::create_dir(dir.path().join("soon")).expect("a folder");
+    std::fs::write(dir.path().join("soon/1.txt"), "oil on the floor").expect("written");
+    assert_eq!(json(&run(dir.path()))["model"], "notes@1.0.0");
+    std::fs::create_dir(dir.path().join("later")).expect("a folder");
+    let none = run(dir.path());
+    assert_eq!(none.status.code(), Some(1));
+    assert!(text(&none).contains("gives the labels"), "{}", text(&none));
+}

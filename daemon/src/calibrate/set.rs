@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use super::Case;
 use crate::engine::Model;
 use crate::engine::model::States;
-use crate::engine::package::OutputKind;
+use crate::engine::package::{OutputKind, Package};
 use crate::intake::{bare, envelope};
 use crate::job::{Code, Input};
 
@@ -49,11 +49,8 @@ struct Reading<'a> {
 /// # Errors
 /// Names the file or line that cannot be read or answered, or the label that the model does not have.
 pub fn read(path: &Path, model: &Model) -> Result<Set> {
-    let manifest = &model.package.manifest;
-    let answers = match manifest.output.kind {
-        OutputKind::Classes => model.package.labels.clone(),
-        OutputKind::Reconstruction => vec!["normal".to_owned(), "anomalous".to_owned()],
-        _ => bail!("answers of {} carry no confidence: there is nothing to calibrate", model.id()),
+    let Some(answers) = answers(&model.package) else {
+        bail!("answers of {} carry no confidence: there is nothing to calibrate", model.id())
     };
     let set = Set { cases: Vec::new(), twice: 0, refused: 0 };
     let mut reading = Reading { model, answers, states: States::new(), seen: HashSet::new(), cases: Vec::new(), set };
@@ -68,6 +65,37 @@ pub fn read(path: &Path, model: &Model) -> Result<Set> {
     set.cases = cases.into_iter().map(|(_, case)| case).collect();
     ensure!(!set.cases.is_empty(), "{}: there are no cases", path.display());
     Ok(set)
+}
+
+/// The answers that a package's model can give; none where they carry no confidence.
+fn answers(package: &Package) -> Option<Vec<String>> {
+    match package.manifest.output.kind {
+        OutputKind::Classes => Some(package.labels.clone()),
+        OutputKind::Reconstruction => Some(vec!["normal".to_owned(), "anomalous".to_owned()]),
+        _ => None,
+    }
+}
+
+/// Those of the packages that have all the labels of the set at `path`.
+///
+/// # Errors
+/// Names the file or line that cannot be read.
+pub fn fitting<'a>(path: &Path, packages: &'a [Package]) -> Result<Vec<&'a Package>> {
+    let labels: HashSet<String> = if path.is_dir() {
+        let folders = list(path)?.into_iter().filter(|folder| folder.is_dir());
+        folders.filter_map(|folder| Some(folder.file_name()?.to_string_lossy().into_owned())).collect()
+    } else {
+        let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
+        let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+        let label = |(number, line): (usize, &str)| {
+            let line: Line = serde_json::from_str(line).with_context(|| format!("line {}", number + 1))?;
+            Ok::<_, anyhow::Error>(line.label)
+        };
+        lines.map(label).collect::<Result<_>>().with_context(|| path.display().to_string())?
+    };
+    let has_all =
+        |package: &&Package| answers(package).is_some_and(|answers| labels.iter().all(|label| answers.contains(label)));
+    Ok(packages.iter().filter(has_all).collect())
 }
 
 impl Reading<'_> {

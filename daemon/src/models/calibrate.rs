@@ -1,13 +1,14 @@
 //! `outpost models calibrate`: fits a model's confidence to a labelled set and writes it into its package.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde_json::json;
 
-use super::{Dir, edit, open};
+use super::{Dir, Place, edit, open};
 use crate::calibrate::{Broken, Fit, Point, Promise, binomial, fit, measure, plot, set};
 use crate::engine::package::Package;
 
@@ -21,8 +22,8 @@ pub struct Args {
     /// Where the packages are.
     #[command(flatten)]
     pub(super) dir: Dir,
-    /// Model, by name or name@version
-    name: String,
+    /// Model, by name or name@version [default: the only one that gives the set's labels]
+    name: Option<String>,
     /// Labelled set: a folder with a sub-folder for each label, or a file with {"input": …, "label": …} on each line
     #[arg(long, value_name = "FOLDER|FILE")]
     set: PathBuf,
@@ -59,7 +60,9 @@ fn share(text: &str) -> Result<f64, String> {
 /// # Errors
 /// The package or the set cannot be read, or the package cannot be written.
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let model = open(&args.dir.place()?, &args.name, args.variant.as_deref())?;
+    let place = args.dir.place()?;
+    let name = args.name.clone().map_or_else(|| fitting(&place, &args.set), Ok)?;
+    let model = open(&place, &name, args.variant.as_deref())?;
     let set = set::read(&args.set, &model)?;
     let promise = match (args.accuracy, args.max_up) {
         (Some(accuracy), _) => Promise::Accuracy(accuracy),
@@ -119,6 +122,19 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         }
     }
     Ok(if fit.chosen.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The name of the one model that gives the labels of a set.
+fn fitting(place: &Place, set: &Path) -> Result<String> {
+    let packages: Vec<Package> = place.packages(&[])?.into_iter().filter_map(Result::ok).collect();
+    let names: BTreeSet<&str> =
+        set::fitting(set, &packages)?.iter().map(|package| package.manifest.name.as_str()).collect();
+    let shown = || names.iter().copied().collect::<Vec<_>>().join(", ");
+    match names.first() {
+        Some(name) if names.len() == 1 => Ok((*name).to_owned()),
+        Some(_) => bail!("which model? {} give the labels of {}", shown(), set.display()),
+        None => bail!("no model in {} gives the labels of {}", place.dir.display(), set.display()),
+    }
 }
 
 /// One threshold with its figures and their 95 % intervals.
