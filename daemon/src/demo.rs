@@ -311,15 +311,14 @@ fn recorded(asked: &Asked) -> Value {
 fn shipped() -> Option<PathBuf> {
     let beside = std::env::current_exe().ok()?;
     let beside = beside.parent()?;
-    let source = Path::new(env!("CARGO_MANIFEST_DIR"));
-    [
-        PathBuf::from("models"),
-        beside.join("../share/outpost/models"),
-        PathBuf::from("/usr/share/outpost/models"),
-        source.join("../models"),
-    ]
-    .into_iter()
-    .find(|dir| dir.join("digits/model.toml").is_file())
+    // A package knows nothing of the place where it was built.
+    let source = match option_env!("OUTPOST_PACKAGED") {
+        Some(_) => None,
+        None => Some(concat!(env!("CARGO_MANIFEST_DIR"), "/../models")),
+    };
+    let places =
+        [PathBuf::from("models"), beside.join("../share/outpost/models"), PathBuf::from("/usr/share/outpost/models")];
+    places.into_iter().chain(source.map(PathBuf::from)).find(|dir| dir.join("digits/model.toml").is_file())
 }
 
 /// A folder that goes when the demo does.
