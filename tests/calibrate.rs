@@ -196,3 +196,19 @@ fn the_model_is_the_one_that_gives_the_labels() {
     assert_eq!(none.status.code(), Some(1));
     assert!(text(&none).contains("gives the labels"), "{}", text(&none));
 }
+
+/// What a distribution installed stays as it is; the model directory gets a copy.
+#[test]
+fn a_package_that_is_a_link_becomes_a_copy() {
+    let (shipped, dir) = (package("digits"), TempDir::new().expect("a folder"));
+    let before = manifest(shipped.path(), "digits");
+    std::os::unix::fs::symlink(shipped.path().join("digits"), dir.path().join("digits")).expect("linked");
+    let more = ["--max-up", "0.1"];
+    let output = calibrate(dir.path(), "digits", &heldout("digits"), &more);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+    assert!(text(&output).contains("a copy of its own"), "{}", text(&output));
+    assert_eq!(manifest(shipped.path(), "digits"), before);
+    assert_ne!(manifest(dir.path(), "digits"), before);
+    assert!(!dir.path().join("digits").is_symlink() && dir.path().join("digits/calibration.svg").is_file());
+    assert!(!shipped.path().join("digits/calibration.svg").exists());
+}

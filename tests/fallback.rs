@@ -239,3 +239,51 @@ async fn an_answer_over_the_brokers_limit() {
     let reply = client.ask("n", "text.classify", json!({"id": "next", "input": {"text": "oil on the floor"}})).await;
     assert_eq!(reply["status"], "ok", "{reply}");
 }
+
+/// A model that thinks spends the few tokens of a label on thoughts: it is asked with more, at once and from then on.
+/// A text that reaches its requester's limit is an answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_of_tokens() {
+    let cloud = standin().await;
+    let (_broker, _daemon, mut client) = node("", &cloud, "gemini").await;
+    cloud.fail(Fault::CutOff);
+    let hello = |id: &str| json!({"id": id, "input": {"text": "say hello"}, "params": {"max_tokens": 50}});
+    let reply = client.ask("n", "text.generate", hello("cut")).await;
+    assert_eq!(reply["output"]["finish_reason"], "length", "{reply}");
+    let reply = client.ask("n", "text.generate", hello("whole")).await;
+    assert_eq!(reply["output"]["finish_reason"], "stop", "{reply}");
+    cloud.fail(Fault::CutOff);
+    for id in ["thinks", "again"] {
+        let reply = client.ask("n", "image.classify", unclear(id)).await;
+        assert_eq!(reply["by"]["tier"], "cloud", "{reply}");
+    }
+    let limits: Vec<u64> = (cloud.asked().iter())
+        .map(|asked| serde_json::from_slice::<Value>(&asked.body).expect("JSON"))
+        .map(|body| body["generationConfig"]["maxOutputTokens"].as_u64().expect("a limit"))
+        .collect();
+    assert_eq!(limits, [50, 50, 256, 2304, 2304]);
+}
+
+/// A package without `[uplink]` that is refused does not open the way up for its task.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_package_keeps_its_task_on_the_device() {
+    let (cloud, broker) = (standin().await, Mosquitto::start());
+    let dir = tempfile::tempdir().expect("a folder");
+    let package = dir.path().join("digits");
+    let copied = std::process::Command::new("cp").arg("-r").arg(models_dir().join("digits")).arg(&package).status();
+    assert!(copied.expect("cp").success());
+    let manifest = std::fs::read_to_string(package.join("model.toml")).expect("a manifest");
+    let mut table: toml::Table = manifest.parse().expect("TOML");
+    table.remove("uplink").expect("an uplink");
+    std::fs::write(package.join("model.toml"), table.to_string()).expect("written");
+    std::fs::write(package.join("labels.txt"), "zero\n").expect("written");
+    let daemon = Daemon::start_with("n", &broker.url(), &provider("anthropic", &cloud), dir.path(), &[CLOUD_KEY]).await;
+    let mut client = Client::connect(&daemon.url).await;
+    client.subscribe("answers/#").await;
+    let mut job = unclear("kept");
+    job["params"] = json!({"labels": ["0", "1"]});
+    let reply = client.ask("n", "image.classify", job).await;
+    assert_eq!(reply["error"]["code"], "above_capability", "{reply}");
+    assert!(reply["route"].to_string().contains("stays on the device"), "{reply}");
+    assert!(cloud.asked().is_empty(), "it left the device");
+}

@@ -1,6 +1,7 @@
 //! The wire formats before people who know them better: the providers' own SDKs.
 
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use outpost::config::{Kind, Provider};
@@ -37,7 +38,7 @@ async fn ask(uplink: &Uplink, name: &str, question: &Question<'_>, deadline: Opt
     uplink.ask(&[name.to_owned()], &Request { question, job, deadline, max_cost_usd, cache }).await
 }
 
-fn question<'a>(input: &'a Input, instruction: &'a str, shape: Shape) -> Question<'a> {
+fn question<'a>(input: &'a Arc<Input>, instruction: &'a str, shape: Shape) -> Question<'a> {
     Question { task: "some.task", instruction, input, shape, max_output_tokens: 99, picture_side: 512, plot: None }
 }
 
@@ -66,13 +67,14 @@ async fn the_providers_own_types_take_what_is_sent() {
         Input::Series((0..60).map(|i| vec![(i as f32 * 0.1).sin(), 1e-7]).collect()),
         Input::Series((0..600).map(|i| vec![(i as f32 * 0.1).sin(), 1e-7]).collect()),
         Input::Audio(wav()),
-    ];
+    ]
+    .map(Arc::new);
     let shapes = [Shape::Classes { labels }, Shape::Anomaly { threshold: 1.5 }, Shape::Text];
     let mut requests = Vec::new();
     for (kind, name) in KINDS {
         for input in &inputs {
             let deaf = matches!(kind, Kind::Anthropic | Kind::Openai);
-            if matches!(input, Input::Audio(_)) && deaf {
+            if matches!(**input, Input::Audio(_)) && deaf {
                 continue;
             }
             for shape in &shapes {
@@ -110,7 +112,7 @@ async fn the_providers_own_types_take_what_is_sent() {
 async fn an_older_server_is_asked_in_its_own_words() {
     let cloud = standin().await;
     let uplink = uplink(&cloud.url(), |_| "big".to_owned());
-    let input = Input::Text("smoke from the gearbox".to_owned());
+    let input = Input::Text("smoke from the gearbox".to_owned()).into();
     let question = question(&input, "Say what it is.", Shape::Text);
     let detail = json!([{"loc": ["body", "max_completion_tokens"], "msg": "Extra inputs are not permitted"}]);
     cloud.fail(Fault::Body(422, json!({"detail": detail})));
@@ -180,10 +182,11 @@ async fn litellms_proxy_is_a_provider_of_every_kind() {
     let uplink_to = |what: &str| uplink(&gateway.url, |name| format!("{}{what}", model(name)));
     let text = Input::Text("smoke from the gearbox, 35 °C".to_owned());
     let inputs = [
-        text.clone(),
+        text,
         Input::Image(sample("digit-uncertain.png")),
         Input::Series((0..600).map(|i| vec![(i as f32 * 0.1).sin()]).collect()),
-    ];
+    ]
+    .map(Arc::new);
     let [good, prose, unknown, limited] = ["", "-prose", "-unknown", "-limit"].map(uplink_to);
     for (_, name) in KINDS {
         for input in &inputs {
@@ -192,7 +195,7 @@ async fn litellms_proxy_is_a_provider_of_every_kind() {
             let Output::Classes { label, confidence, .. } = &answer.output else { panic!("{answer:?}") };
             assert_eq!((label.as_str(), *confidence), ("urgent", 0.9));
         }
-        let question = question(&text, "How urgent is it?", urgency());
+        let question = question(&inputs[0], "How urgent is it?", urgency());
         let asked = ask(&prose, name, &question, None).await;
         assert_eq!((asked.failed[0].reason.clone(), asked.answer), (Reason::Unusable, None), "{name}");
         let asked = ask(&unknown, name, &question, None).await;

@@ -21,6 +21,8 @@ pub enum Verdict {
     Run(Admitted),
     /// The same job is running: it is acknowledged with that one.
     Joined,
+    /// The same job is held on disk: there is nothing to wait for before it is acknowledged.
+    Held,
     /// The same job was answered: this is the reply.
     Again(Vec<u8>),
     /// It does not run.
@@ -48,7 +50,17 @@ pub struct Admitted {
 struct State {
     jobs: usize,
     bytes: usize,
-    running: HashMap<Key, Vec<Receipt>>,
+    running: HashMap<Key, Course>,
+}
+
+/// Where a job that is not yet answered is.
+#[derive(Debug)]
+enum Course {
+    /// In hand: further deliveries are acknowledged with its reply.
+    Runs(Vec<Receipt>),
+    /// On disk, for hours perhaps: a delivery that waited for its reply would take one of the places that the broker
+    /// has for what is not yet acknowledged.
+    Held,
 }
 
 #[derive(Debug)]
@@ -100,9 +112,13 @@ impl Gate {
         let key = key(&reply_to, job.id.as_deref());
         let refused = |code, message: String| Fault::new(code, message);
         if let Some(key) = key {
-            if let Some(receipts) = self.room.lock().running.get_mut(&key) {
-                receipts.extend(receipt);
-                return Verdict::Joined;
+            match self.room.lock().running.get_mut(&key) {
+                Some(Course::Runs(receipts)) => {
+                    receipts.extend(receipt);
+                    return Verdict::Joined;
+                }
+                Some(Course::Held) => return Verdict::Held,
+                None => {}
             }
             // A reply is remembered before its job stops running, so nothing slips between the two.
             if let Some(reply) = self.store.get(&key) {
@@ -132,7 +148,7 @@ impl Gate {
         state.jobs += 1;
         state.bytes += bytes;
         if let Some(key) = key {
-            state.running.insert(key, Vec::new());
+            state.running.insert(key, Course::Runs(Vec::new()));
         }
         drop(state);
         let slot = Slot { room: Arc::clone(&self.room), bytes };
@@ -141,12 +157,19 @@ impl Gate {
 
     /// The job is answered and remembered: the further deliveries to acknowledge with its reply.
     pub fn answered(&self, key: &Key) -> Vec<Receipt> {
-        self.room.lock().running.remove(key).unwrap_or_default()
+        match self.room.lock().running.remove(key) {
+            Some(Course::Runs(receipts)) => receipts,
+            Some(Course::Held) | None => Vec::new(),
+        }
     }
 
-    /// A job of an earlier run is still held: the same one is not run beside it.
-    pub fn resume(&self, key: Key) {
-        self.room.lock().running.insert(key, Vec::new());
+    /// The job is held on disk, now or since an earlier run, and the same one is not run beside it: the further
+    /// deliveries to acknowledge.
+    pub fn held(&self, key: Key) -> Vec<Receipt> {
+        match self.room.lock().running.insert(key, Course::Held) {
+            Some(Course::Runs(receipts)) => receipts,
+            Some(Course::Held) | None => Vec::new(),
+        }
     }
 
     /// From now on no job is admitted.
@@ -177,4 +200,33 @@ fn key(reply_to: &ReplyTo, id: Option<&str>) -> Option<Key> {
     }
     hasher.update(id.unwrap_or_default());
     hasher.finalize().first_chunk().copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::{Input, Wishes};
+
+    /// Deliveries of a job that is held would each take one of the broker's places, for hours.
+    #[test]
+    fn a_held_job_keeps_no_delivery_waiting() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let store = Arc::new(Store::open(dir.path(), std::time::Duration::from_secs(60)).expect("opens"));
+        let gate = Gate::new(8, 1000, store);
+        let receipt = |pkid| Some(Receipt { pkid, generation: 1 });
+        let admit = |receipt| {
+            let (task, received) = ("text.classify".to_owned(), Instant::now());
+            let input = Input::Text("x".to_owned()).into();
+            let job = Job { id: Some("a".to_owned()), task, input, wishes: Wishes::default(), received };
+            let reply_to = ReplyTo { topic: "answers".to_owned(), correlation: None };
+            gate.admit(job, reply_to, 1, receipt, received)
+        };
+        let Verdict::Run(Admitted { key: Some(key), slot, .. }) = admit(receipt(1)) else { panic!("not admitted") };
+        assert!(matches!(admit(receipt(2)), Verdict::Joined));
+        assert_eq!(gate.held(key), [receipt(2).expect("a receipt")], "what joined is acknowledged when it is held");
+        drop(slot);
+        assert!(matches!(admit(receipt(3)), Verdict::Held));
+        assert_eq!((gate.answered(&key), gate.jobs()), (Vec::new(), 0));
+        assert!(matches!(admit(receipt(4)), Verdict::Run(_)));
+    }
 }

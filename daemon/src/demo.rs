@@ -1,6 +1,6 @@
 //! `outpost demo`: the whole way of a job with nothing else installed.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 

@@ -148,6 +148,7 @@ impl Dispatch {
                 runtime.spawn(async move { this.carry_out(admitted).await });
             }
             Verdict::Joined | Verdict::Left => {}
+            Verdict::Held => self.outbox.acknowledge(receipt.into_iter().collect()),
             Verdict::Again(payload) => {
                 self.outbox.send(message(reply_to, payload), receipt.into_iter().collect(), None)
             }
@@ -161,14 +162,18 @@ impl Dispatch {
         let job = Arc::new(job);
         // Not acknowledged and not remembered: after a crash the job comes again, for its better answer.
         let early = |reply: Reply| self.outbox.send(message(reply_to.clone(), reply.encode()), Vec::new(), None);
-        let answered = self.answer(&job, receipt.is_some(), &early).await;
+        let answered = self.answer(&job, 0.0, receipt.is_some(), &early).await;
         let Some(Answered { reply, away }) = answered else { return };
-        let receipts: Vec<_> = receipt.into_iter().collect();
+        let mut receipts: Vec<_> = receipt.into_iter().collect();
         if away && job.wishes.deadline.is_none() && self.hold.is_on() {
             let (hold, job, to) = (Arc::clone(&self.hold), Arc::clone(&job), reply_to.clone());
-            let kept = tokio::task::spawn_blocking(move || hold.keep(&job, &to, key)).await;
+            let spent_usd = reply.cost_usd;
+            let kept = tokio::task::spawn_blocking(move || hold.keep(&job, &to, key, spent_usd)).await;
             match kept.map_err(std::io::Error::other).and_then(|kept| kept) {
-                Ok(()) => return self.outbox.acknowledge(receipts),
+                Ok(()) => {
+                    receipts.extend(key.map(|key| self.gate.held(key)).unwrap_or_default());
+                    return self.outbox.acknowledge(receipts);
+                }
                 Err(error) => tracing::warn!("a job is not held, but answered as it stands: {error}"),
             }
         }
@@ -199,7 +204,7 @@ impl Dispatch {
     /// Jobs held by an earlier run are known from the start, so that the same ones are not run beside them.
     pub fn resume_held(&self) {
         for key in self.hold.keys() {
-            self.gate.resume(key);
+            self.gate.held(key);
         }
     }
 
@@ -217,7 +222,7 @@ impl Dispatch {
             true => tokio::task::spawn_blocking(oldest).await.ok().flatten(),
             false => None,
         };
-        let Some((Held { job, reply_to, key, left, ticket }, given)) = next else {
+        let Some((Held { job, reply_to, key, left, spent_usd, ticket }, given)) = next else {
             return self.hold.changed().await;
         };
         if let Some(payload) = given {
@@ -229,14 +234,25 @@ impl Dispatch {
         let job = Arc::new(job);
         let open = self.uplink.open() || left.is_zero();
         // What it could be told early it was told when it came.
-        let answered = if open { self.answer(&job, false, &|_| {}).await } else { None };
+        let answered = if open { self.answer(&job, spent_usd, false, &|_| {}).await } else { None };
         match answered {
             Some(Answered { reply, away }) if !away || left.is_zero() => {
                 *pause = HOLD_EVERY.0;
                 self.send(&job, reply, reply_to, key, Vec::new(), Keep::File(ticket)).await;
             }
-            _ => {
-                ticket.give_back();
+            answered => {
+                let failed = answered.is_some();
+                let cost_usd = answered.map_or(spent_usd, |answered| answered.reply.cost_usd);
+                let given_back = move || {
+                    if cost_usd > spent_usd
+                        && let Err(error) = ticket.spent(cost_usd)
+                    {
+                        tracing::warn!("what a held job has cost cannot be written down: {error}");
+                    }
+                    ticket.give_back(failed);
+                };
+                // A panic in it has been reported; the job is there again at the next start.
+                let _ = tokio::task::spawn_blocking(given_back).await;
                 tokio::select! {
                     () = tokio::time::sleep((*pause).min(left)) => *pause = (*pause * 2).min(HOLD_EVERY.1),
                     () = self.uplink.back() => *pause = HOLD_EVERY.0,
@@ -247,13 +263,20 @@ impl Dispatch {
 
     /// The reply to a job: tried where the plan says, until something answers for certain. A job that asks for
     /// it is told the uncertain answer meanwhile, through `early`. None: the node is about to stop before a
-    /// better answer came, and the job, which `comes_again`, is left for the next start.
-    async fn answer(&self, job: &Arc<Job>, comes_again: bool, early: &(dyn Fn(Reply) + Sync)) -> Option<Answered> {
+    /// better answer came, and the job, which `comes_again`, is left for the next start. It has cost `spent_usd`
+    /// before.
+    async fn answer(
+        &self,
+        job: &Arc<Job>,
+        spent_usd: f64,
+        comes_again: bool,
+        early: &(dyn Fn(Reply) + Sync),
+    ) -> Option<Answered> {
         let facts = self.facts();
         let models = facts.candidates(job);
         let question = facts.question(job, &models);
         let way = Way { job, models: &models, question: question.as_ref().ok(), early };
-        let mut tried = Tried::default();
+        let mut tried = Tried { cost_usd: spent_usd, ..Tried::default() };
         let plan = route(&facts.about(job, &models, question.as_ref()));
         let mut answered = self.follow(plan, &way, &mut tried).await;
         let stations = tried.stations.len();

@@ -123,7 +123,13 @@ impl<'a> Sources<'a> {
                 Some(uplink) => Some(uplink.instruction.as_str()),
                 None => return Err(format!("{} has no [uplink]: its task stays on the device", package.id())),
             },
-            None => None,
+            None => match self.registry.refused_local(&job.task) {
+                Some(dir) => {
+                    let (dir, task) = (dir.display(), &job.task);
+                    return Err(format!("{dir} has no [uplink] and is refused: {task} stays on the device"));
+                }
+                None => None,
+            },
         };
         let text = |key: &str| job.wishes.params.get(key).and_then(|value| value.as_str());
         let labels = || -> Vec<String> {

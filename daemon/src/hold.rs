@@ -20,6 +20,8 @@ use crate::store::Key;
 pub const MAX_JOBS: usize = 10_000;
 /// Most bytes that they take on disk.
 pub const MAX_BYTES: u64 = 128 << 20;
+/// Rounds in which the oldest job is tried before the next one is.
+const ROUNDS: u32 = 3;
 
 /// A job on disk.
 #[derive(Debug, Serialize, Deserialize)]
@@ -32,6 +34,8 @@ struct Record {
     key: Option<Key>,
     /// When it came, milliseconds since 1970.
     since_ms: u64,
+    /// What it has cost so far, US dollars.
+    spent_usd: f64,
 }
 
 /// A job that was held, and is to be sent.
@@ -45,6 +49,8 @@ pub struct Held {
     pub key: Option<Key>,
     /// Time left until it is answered as it stands.
     pub left: Duration,
+    /// What it has cost so far, US dollars.
+    pub spent_usd: f64,
     /// To be kept with the reply: dropping it means that the broker has it.
     pub ticket: Ticket,
 }
@@ -55,6 +61,8 @@ struct Place {
     key: Option<Key>,
     /// Taken out to be sent, and not yet given back.
     out: bool,
+    /// Whether others were let go before it: it, and not the way up, may be what fails.
+    suspect: bool,
 }
 
 /// When a job came, in milliseconds since 1970, and a number of its own: the order in which they go.
@@ -64,6 +72,10 @@ type Number = (u64, u64);
 struct Index {
     places: BTreeMap<Number, Place>,
     next: u64,
+    /// Failures in a row of the job that is tried.
+    failures: u32,
+    /// Jobs up to here are passed over until one behind them has been sent or has failed as well.
+    passed: Option<Number>,
     /// Files whose replies were accepted.
     done: Vec<Number>,
 }
@@ -85,11 +97,33 @@ pub struct Ticket {
 }
 
 impl Ticket {
-    /// The job stays held: it could not be sent.
-    pub fn give_back(self) {
-        if let Some(place) = self.hold.lock().places.get_mut(&self.number) {
-            place.out = false;
+    /// The job stays held: it was not sent, or, if it `failed`, it was tried in vain. Then it stays the next for some
+    /// rounds, for it most often is the way up that failed; after that the others are tried, lest one job that no
+    /// provider can answer keeps them all.
+    pub fn give_back(self, failed: bool) {
+        let mut index = self.hold.lock();
+        let index = &mut *index;
+        let Some(place) = index.places.get_mut(&self.number) else { return };
+        place.out = false;
+        if failed {
+            index.failures += 1;
+            if place.suspect || index.failures >= ROUNDS {
+                place.suspect = true;
+                index.failures = 0;
+                index.passed = Some(self.number);
+            }
         }
+    }
+
+    /// Writes down what the job has cost so far: its bound holds over all rounds. Blocks.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn spent(&self, usd: f64) -> io::Result<()> {
+        let bytes = fs::read(path(&self.hold.dir, self.number))?;
+        let record: Record = postcard::from_bytes(&bytes).map_err(io::Error::other)?;
+        let bytes = postcard::to_stdvec(&Record { spent_usd: usd, ..record }).map_err(io::Error::other)?;
+        self.hold.write(self.number, &bytes)
     }
 }
 
@@ -100,6 +134,7 @@ impl Drop for Ticket {
         if index.places.get(&self.number).is_some_and(|place| place.out) {
             index.places.remove(&self.number);
             index.done.push(self.number);
+            (index.failures, index.passed) = (0, None);
             drop(index);
             self.hold.changed.notify_one();
         }
@@ -141,7 +176,7 @@ impl Hold {
             };
             let bytes = fs::read(&path)?;
             let key = postcard::from_bytes::<Record>(&bytes).ok().and_then(|record| record.key);
-            index.places.insert(number, Place { bytes: bytes.len() as u64, key, out: false });
+            index.places.insert(number, Place { bytes: bytes.len() as u64, key, out: false, suspect: false });
             index.next = index.next.max(number.1 + 1);
         }
         Ok(Hold { dir, window, index: Mutex::new(index), changed: Notify::new() })
@@ -172,19 +207,20 @@ impl Hold {
         self.lock().places.values().filter_map(|place| place.key).collect()
     }
 
-    /// Writes a job; it is on the disk afterwards. Blocks.
+    /// Writes a job that has cost `spent_usd` so far; it is on the disk afterwards. Blocks.
     ///
     /// # Errors
     /// There is no room for it, or it cannot be written.
-    pub fn keep(&self, job: &Job, reply_to: &ReplyTo, key: Option<Key>) -> io::Result<()> {
+    pub fn keep(&self, job: &Job, reply_to: &ReplyTo, key: Option<Key>, spent_usd: f64) -> io::Result<()> {
         let record = Record {
             id: job.id.clone(),
             task: job.task.clone(),
-            input: job.input.clone(),
+            input: Input::clone(&job.input),
             wishes: job.wishes.clone(),
             reply_to: reply_to.clone(),
             key,
             since_ms: unix_ms().saturating_sub(job.received.elapsed().as_millis() as u64),
+            spent_usd,
         };
         let bytes = postcard::to_stdvec(&record).map_err(io::Error::other)?;
         let number = {
@@ -196,7 +232,7 @@ impl Hold {
             let number = (record.since_ms, index.next);
             index.next += 1;
             // Its room is taken, and nobody takes it out before it is written.
-            index.places.insert(number, Place { bytes: bytes.len() as u64, key, out: true });
+            index.places.insert(number, Place { bytes: bytes.len() as u64, key, out: true, suspect: false });
             number
         };
         let written = self.write(number, &bytes);
@@ -241,7 +277,13 @@ impl Hold {
         loop {
             let (done, oldest) = {
                 let mut index = self.lock();
-                let oldest = index.places.iter_mut().find(|(_, place)| !place.out);
+                let free = |place: &Place| !place.out;
+                // After the last the first is the next again.
+                if !index.places.iter().any(|(number, place)| Some(*number) > index.passed && free(place)) {
+                    index.passed = None;
+                }
+                let passed = index.passed;
+                let oldest = index.places.iter_mut().find(|(number, place)| Some(**number) > passed && free(place));
                 let oldest = oldest.map(|(number, place)| {
                     place.out = true;
                     *number
@@ -260,9 +302,10 @@ impl Hold {
                 Ok(record) => {
                     let age = Duration::from_millis(unix_ms().saturating_sub(record.since_ms));
                     let received = Instant::now().checked_sub(age).unwrap_or_else(Instant::now);
-                    let Record { id, task, input, wishes, reply_to, key, .. } = record;
-                    let job = Job { id, task, input, wishes, received };
-                    return Some(Held { job, reply_to, key, left: self.window.saturating_sub(age), ticket });
+                    let Record { id, task, input, wishes, reply_to, key, spent_usd, .. } = record;
+                    let job = Job { id, task, input: Arc::new(input), wishes, received };
+                    let left = self.window.saturating_sub(age);
+                    return Some(Held { job, reply_to, key, left, spent_usd, ticket });
                 }
                 // The next look removes it.
                 Err(error) => tracing::error!(?number, "a held job cannot be read and is given up: {error}"),
@@ -281,7 +324,7 @@ mod tests {
         Job {
             id: Some(id.to_owned()),
             task: "text.classify".to_owned(),
-            input: Input::Text("x".to_owned()),
+            input: Arc::new(Input::Text("x".to_owned())),
             wishes,
             received: Instant::now(),
         }
@@ -299,15 +342,16 @@ mod tests {
         // In the order in which they came, not in that in which they were given up.
         let came = |id, ago_ms| Job { received: Instant::now() - Duration::from_millis(ago_ms), ..job(id) };
         for job in [came("two", 2000), came("one", 3000), came("three", 1000)] {
-            hold.keep(&job, &to(), Some([7; 16])).expect("kept");
+            hold.keep(&job, &to(), Some([7; 16]), 0.25).expect("kept");
         }
         let one = hold.oldest().expect("a job");
         assert_eq!((one.job.id.as_deref(), one.reply_to, one.key), (Some("one"), to(), Some([7; 16])));
         assert_eq!(one.job.wishes, job("one").wishes);
         assert!(one.left > window / 2);
-        one.ticket.give_back();
+        one.ticket.spent(0.375).expect("written");
+        one.ticket.give_back(false);
         let one = hold.oldest().expect("a job");
-        assert_eq!(one.job.id.as_deref(), Some("one"));
+        assert_eq!((one.job.id.as_deref(), one.spent_usd), (Some("one"), 0.375));
         let two = hold.oldest().expect("a job");
         assert_eq!((two.job.id.as_deref(), hold.out()), (Some("two"), 2));
         // The reply to the first is accepted; the second is still on its way when the process ends.
@@ -325,13 +369,43 @@ mod tests {
     }
 
     #[test]
+    fn one_job_that_always_fails_does_not_keep_the_others() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let hold = Arc::new(Hold::open(dir.path(), Duration::from_secs(60)).expect("opens"));
+        let came = |id, ago_ms| Job { received: Instant::now() - Duration::from_millis(ago_ms), ..job(id) };
+        for job in [came("bad", 4000), came("two", 3000), came("three", 2000)] {
+            hold.keep(&job, &to(), None, 0.0).expect("kept");
+        }
+        let mut tried = Vec::new();
+        for _ in 0..8 {
+            let Some(held) = hold.oldest() else { break };
+            let id = held.job.id.expect("an id");
+            if id == "bad" {
+                held.ticket.give_back(true)
+            } else {
+                drop(held.ticket)
+            }
+            tried.push(id);
+        }
+        assert_eq!(tried, ["bad", "bad", "bad", "two", "bad", "three", "bad", "bad"]);
+        // While nothing gets through the order stays, but for the probe.
+        hold.keep(&came("four", 1000), &to(), None, 0.0).expect("kept");
+        let next = || hold.oldest().expect("a job");
+        for id in ["four", "four", "four", "bad", "four"] {
+            let held = next();
+            assert_eq!(held.job.id.as_deref(), Some(id));
+            held.ticket.give_back(true);
+        }
+    }
+
+    #[test]
     fn what_cannot_be_read_is_given_up() {
         let dir = tempfile::tempdir().expect("a folder");
         fs::create_dir(dir.path().join("held")).expect("made");
         fs::write(path(&dir.path().join("held"), (5, 3)), b"\xff\xff").expect("written");
         fs::write(dir.path().join("held/00000000000005-000004.new"), b"half").expect("written");
         let hold = Arc::new(Hold::open(dir.path(), Duration::from_secs(1)).expect("opens"));
-        hold.keep(&job("good"), &to(), None).expect("kept");
+        hold.keep(&job("good"), &to(), None, 0.0).expect("kept");
         assert_eq!(hold.oldest().expect("a job").job.id.as_deref(), Some("good"));
         assert!(hold.oldest().is_none());
         assert_eq!(fs::read_dir(dir.path().join("held")).expect("a folder").count(), 0);
@@ -341,10 +415,10 @@ mod tests {
     fn it_is_bounded() {
         let dir = tempfile::tempdir().expect("a folder");
         let hold = Hold::open(dir.path(), Duration::from_secs(1)).expect("opens");
-        let large = Job { input: Input::Image(vec![0; 50 << 20]), ..job("large") };
-        hold.keep(&large, &to(), None).expect("kept");
-        hold.keep(&large, &to(), None).expect("kept");
-        assert!(hold.keep(&large, &to(), None).is_err());
+        let large = Job { input: Arc::new(Input::Image(vec![0; 50 << 20])), ..job("large") };
+        hold.keep(&large, &to(), None, 0.0).expect("kept");
+        hold.keep(&large, &to(), None, 0.0).expect("kept");
+        assert!(hold.keep(&large, &to(), None, 0.0).is_err());
         assert_eq!(hold.len(), 2);
     }
 }

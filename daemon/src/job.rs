@@ -1,5 +1,6 @@
 //! What a job, a reply and their parts are, independent of how they travel.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
@@ -173,7 +174,7 @@ pub struct Job {
     /// Task, as in the topic.
     pub task: String,
     /// What it asks about.
-    pub input: Input,
+    pub input: Arc<Input>,
     /// How it wants to be treated.
     pub wishes: Wishes,
     /// When it came in.

@@ -132,7 +132,7 @@ fn decide(c: &mut Criterion) {
     ] {
         let deadline = Some(Instant::now() + Duration::from_secs(3600));
         let wishes = Wishes { deadline, max_cost_usd: Some(0.01), ..Wishes::default() };
-        let job = Job { id: None, task: task.into(), input: input(file), wishes, received: Instant::now() };
+        let job = Job { id: None, task: task.into(), input: input(file).into(), wishes, received: Instant::now() };
         let decide = |job: &Job| {
             let models = sources.candidates(job);
             let question = sources.question(job, &models);

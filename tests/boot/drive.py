@@ -377,6 +377,14 @@ systemctl daemon-reload; systemctl start outpost@second""")
     check("failed with 78, once", (state["ActiveState"], state["ExecMainStatus"]) == ("failed", "78"), state)
     check("and says why", "did you mean `url`" in state["StatusText"], state)
 
+    step("removed and installed again it starts")
+    machine.run("""sed -i 's/^urll/url/' /etc/outpost/outpost.toml
+DEBIAN_FRONTEND=noninteractive apt-get remove -y outpost </dev/null | tail -1
+DEBIAN_FRONTEND=noninteractive apt-get install -y ./first.deb </dev/null | tail -1""")
+    machine.wait_for("online at")
+    machine.run("systemctl stop outpost; DEBIAN_FRONTEND=noninteractive apt-get install -y ./second.deb </dev/null | tail -1; sleep 2")
+    check("one that was stopped stays so at an upgrade", machine.show("ActiveState")["ActiveState"] == "inactive")
+
     step("purge leaves nothing")
     machine.run("DEBIAN_FRONTEND=noninteractive apt-get purge -y outpost </dev/null | tail -3")
     out = machine.run("ls -d /var/lib/outpost /usr/bin/outpost /usr/share/outpost /etc/outpost/outpost.toml; systemctl is-enabled outpost", good=False)

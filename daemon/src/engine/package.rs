@@ -334,15 +334,31 @@ pub struct PackageError {
     pub dir: PathBuf,
     /// One sentence that names the key, file or case.
     pub reason: String,
+    /// Its task, as far as its manifest can be read, where it has no `[uplink]`.
+    pub local_task: Option<String>,
+}
+
+/// The task of a package without `[uplink]`, of whatever can be read.
+fn local_task(dir: &Path) -> Option<String> {
+    let manifest: toml::Table = fs::read_to_string(dir.join("model.toml")).ok()?.parse().ok()?;
+    let task = manifest.get("task")?.as_str()?;
+    (!manifest.contains_key("uplink")).then(|| task.to_owned())
 }
 
 impl Package {
+    /// Why this package, which is consistent, is refused all the same.
+    pub fn refuse(&self, reason: String) -> PackageError {
+        let local_task = self.manifest.uplink.is_none().then(|| self.manifest.task.clone());
+        PackageError { dir: self.dir.clone(), reason, local_task }
+    }
+
     /// Reads and checks the package in `dir`, file hashes included.
     ///
     /// # Errors
     /// A missing file, an unknown key, a wrong hash or settings that do not fit each other.
     pub fn read(dir: &Path) -> Result<Self, PackageError> {
-        Self::read_inner(dir).map_err(|reason| PackageError { dir: dir.to_owned(), reason })
+        let refused = |reason| PackageError { dir: dir.to_owned(), reason, local_task: local_task(dir) };
+        Self::read_inner(dir).map_err(refused)
     }
 
     fn read_inner(dir: &Path) -> Result<Self, String> {

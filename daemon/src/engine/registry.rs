@@ -55,14 +55,14 @@ impl Registry {
             };
             if registry.models.iter().any(|known| known.id() == package.id()) {
                 let reason = format!("{} is there already", package.id());
-                registry.refused.push(PackageError { dir: folder, reason });
+                registry.refused.push(package.refuse(reason));
                 continue;
             }
             match activate(&package, &registry.shelf) {
                 Ok(model) => registry.models.push(model),
                 Err(Inactive { reason, too_large }) => {
+                    registry.refused.push(package.refuse(reason));
                     registry.too_large.extend(too_large.map(|figures| (package, figures)));
-                    registry.refused.push(PackageError { dir: folder, reason });
                 }
             }
         }
@@ -103,6 +103,13 @@ impl Registry {
     /// The model that serves `task`: the one asked for by `name` or `name@version`, else the first.
     pub fn find(&self, task: &str, wanted: Option<&str>) -> Option<&Arc<Model>> {
         self.models.iter().find(|model| serves(&model.package, task, wanted))
+    }
+
+    /// The refused package by whose own rule this task would stay on the device, if it were active: that it is not
+    /// does not open the way up.
+    pub fn refused_local(&self, task: &str) -> Option<&Path> {
+        let refused = self.refused.iter().filter(|refused| refused.local_task.as_deref() == Some(task));
+        refused.map(|refused| refused.dir.as_path()).next()
     }
 
     /// The package that would serve `task` if it were not too large for this device.

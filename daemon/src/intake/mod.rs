@@ -109,7 +109,7 @@ impl Reader {
         let id = options.id.clone();
         let job = input.and_then(|input| {
             let wishes = wishes(options, delivery.expiry, received)?;
-            Ok(Job { id: id.clone(), task: topic.task, input, wishes, received })
+            Ok(Job { id: id.clone(), task: topic.task, input: input.into(), wishes, received })
         });
         Incoming { id, reply_to, job }
     }

@@ -173,6 +173,25 @@ fn copy(from: &Path, to: &Path, room: &mut Room) -> Result<()> {
     Ok(())
 }
 
+/// Puts a copy in the place of a package that is a link: one that the system's package manager installed is not to be
+/// changed there, and an upgrade would take the change back. Says whether it was a link.
+///
+/// # Errors
+/// It cannot be copied.
+pub fn own(dir: &Path) -> Result<bool> {
+    let shown = || dir.display().to_string();
+    if !fs::symlink_metadata(dir).with_context(shown)?.is_symlink() {
+        return Ok(false);
+    }
+    let stage = dir.with_file_name(format!(".{}.own", dir.file_name().unwrap_or_default().to_string_lossy()));
+    let _ = fs::remove_dir_all(&stage);
+    fs::create_dir(&stage).with_context(|| stage.display().to_string())?;
+    copy(dir, &stage, &mut Room::default())?;
+    fs::remove_file(dir).with_context(shown)?;
+    fs::rename(&stage, dir).with_context(shown)?;
+    Ok(true)
+}
+
 fn unpack(archive: &Path, to: &Path) -> Result<()> {
     let file = File::open(archive)?;
     let mut archive = tar::Archive::new(flate2::read::GzDecoder::new(io::BufReader::new(file)));

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 
-use super::{Dir, Place, edit, open};
+use super::{Dir, Place, add, edit, open};
 use crate::calibrate::{Broken, Fit, Point, Promise, binomial, fit, measure, plot, set};
 use crate::engine::package::Package;
 
@@ -72,6 +72,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let package = &model.package;
     let old = package.manifest.confidence;
     let before = measure(&set.cases[fit.fitted..], old.temperature, old.threshold);
+    let written = fit.chosen.is_ok() && !args.dry_run;
+    let own = written && add::own(&package.dir)?;
     let svg = match &args.svg {
         None if args.dry_run || fit.chosen.is_err() => None,
         path => Some(path.clone().unwrap_or_else(|| package.path("calibration.svg"))),
@@ -81,7 +83,6 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         let shown = || path.display().to_string();
         replace(path, plot::svg(&fit, promise, &title).as_bytes()).with_context(shown)?;
     }
-    let written = fit.chosen.is_ok() && !args.dry_run;
     if let (Ok(point), true) = (&fit.chosen, written) {
         write(package, point.threshold, fit.temperature)?;
     }
@@ -114,6 +115,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         report(&fit, promise, args.assurance);
         if let Some(svg) = &svg {
             println!("plot in {}", svg.display());
+        }
+        if own {
+            println!("{} was a link and is a copy of its own now: upgrades leave it alone", package.dir.display());
         }
         if written {
             println!("written into {}", package.path("model.toml").display());

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::money::Tokens;
 use super::schema;
-use super::wire::{Ask, Parsed, Server, Wrong};
+use super::wire::{Ask, Parsed, Said, Server, Wrong};
 
 /// The headers of every request.
 fn with_headers(server: &Server<'_>, request: RequestBuilder) -> RequestBuilder {
@@ -43,7 +43,7 @@ pub fn body(ask: &Ask<'_>) -> Value {
     }
     let mut body = json!({
         "model": model,
-        "max_tokens": question.max_output_tokens,
+        "max_tokens": ask.max_output_tokens(),
         "messages": [{"role": "user", "content": content}],
     });
     if let Some(schema) = schema::of(&question.shape) {
@@ -62,10 +62,10 @@ pub fn parse(body: &Value) -> Parsed {
     let blocks = body["content"].as_array().map(Vec::as_slice).unwrap_or_default();
     let text: String =
         blocks.iter().filter(|block| block["type"] == "text").filter_map(|block| block["text"].as_str()).collect();
-    let text = match body["stop_reason"].as_str() {
-        Some("end_turn" | "stop_sequence") => Ok(text),
+    let said = match body["stop_reason"].as_str() {
+        Some("end_turn" | "stop_sequence") => Ok(Said::whole(text)),
         Some("refusal") => Err(Wrong::declined()),
-        Some("max_tokens" | "model_context_window_exceeded") => Err(Wrong::cut_off()),
+        Some("max_tokens" | "model_context_window_exceeded") => Ok(Said::cut_off(text)),
         _ => Err(Wrong::unended()),
     };
     let usage = &body["usage"];
@@ -77,5 +77,5 @@ pub fn parse(body: &Value) -> Parsed {
         stored,
         output,
     });
-    Parsed { text, model: body["model"].as_str().unwrap_or_default().to_owned(), tokens }
+    Parsed { said, model: body["model"].as_str().unwrap_or_default().to_owned(), tokens }
 }

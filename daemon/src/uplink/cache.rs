@@ -19,7 +19,7 @@ pub type Key = [u8; 32];
 /// Everything that the answer depends on; none where the input has no bytes to compare.
 pub fn key(question: &Question<'_>) -> Option<Key> {
     let Question { task, instruction, input, shape, max_output_tokens, picture_side, plot } = question;
-    let parts = (task, instruction, input, shape, max_output_tokens, picture_side, plot);
+    let parts = (task, instruction, &***input, shape, max_output_tokens, picture_side, plot);
     Some(Sha256::digest(postcard::to_stdvec(&parts).ok()?).into())
 }
 
@@ -97,7 +97,7 @@ mod tests {
 
     #[test]
     fn another_question_has_another_key() {
-        let (one, two) = (Input::Text("x".to_owned()), Input::Text("y".to_owned()));
+        let (one, two) = (Input::Text("x".to_owned()).into(), Input::Text("y".to_owned()).into());
         let ask = |input, instruction| Question {
             task: "t",
             instruction,

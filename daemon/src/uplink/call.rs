@@ -2,7 +2,7 @@
 //! request.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use reqwest::header::{CONTENT_TYPE, HeaderMap};
@@ -13,14 +13,16 @@ use tokio::sync::{Notify, Semaphore};
 use super::books::{Call, Denied};
 use super::breaker::{Breaker, Pass, Shut};
 use super::money::{self, Nano, Tokens};
-use super::wire::{Parsed, Server, Wrong};
+use super::wire::{Manner, Parsed, Server, Wrong};
 use super::{Answer, Closed, Question, Reason, Request, UplinkError, openai, prompt, retry, schema};
 use crate::config::{self, Kind};
 use crate::job::Usage;
 use crate::secret::Secret;
 
-/// Longest time that one request may take, where no deadline is nearer.
+/// Longest time that one request may take, where no deadline is nearer …
 const ATTEMPT: Duration = Duration::from_secs(60);
+/// … and for each token that the answer may have.
+const TOKEN: Duration = Duration::from_millis(50);
 /// Largest answer that is read, in bytes.
 const MAX_ANSWER: usize = 1 << 20;
 /// A wrong answer is asked for once more, and no oftener.
@@ -33,6 +35,8 @@ const PAUSES: u32 = 8;
 const WAIT: Duration = Duration::from_secs(30);
 /// A request that was given less time than this tells nothing of the provider by being late.
 const TELLING: Duration = Duration::from_secs(1);
+/// How long a latency is believed.
+const STALE: Duration = Duration::from_secs(30);
 /// Weight of the newest answer in the mean latency.
 const NEWEST: f64 = 0.3;
 /// Bytes of shared beginning from which a prompt may be stored in a cache, which costs more.
@@ -48,12 +52,11 @@ pub struct Entry {
     breaker: Mutex<Breaker>,
     places: Semaphore,
     waiting: AtomicUsize,
-    /// Mean of the latest answers, seconds; none yet: NaN.
-    latency: Mutex<f64>,
+    /// Mean of the latest answers, and when the last of them came.
+    latency: Mutex<Option<(Duration, Instant)>>,
     /// By how much the provider's own count ever was above our estimate, in thousandths; at least 1000.
     above: AtomicU64,
-    /// Whether its server knows the limit of tokens only by its older name.
-    older: AtomicBool,
+    manner: Mutex<Manner>,
 }
 
 impl Entry {
@@ -67,15 +70,15 @@ impl Entry {
             key,
             breaker: Mutex::default(),
             waiting: AtomicUsize::new(0),
-            latency: Mutex::new(f64::NAN),
+            latency: Mutex::default(),
             above: AtomicU64::new(1000),
-            older: AtomicBool::new(false),
+            manner: Mutex::default(),
         }
     }
 
-    /// Whether its server knows the limit of tokens only by its older name, as far as is known.
-    pub fn is_older(&self) -> bool {
-        self.older.load(Ordering::Relaxed)
+    /// How it wants to be asked, as far as is known.
+    pub fn manner(&self) -> Manner {
+        *lock(&self.manner)
     }
 
     /// Its server.
@@ -98,16 +101,18 @@ impl Entry {
         }
     }
 
-    /// How long an answer takes, waiting for a place included.
-    pub fn latency(&self) -> Option<Duration> {
+    /// How long an answer takes at `now`, waiting for a place included. None where that is not known, or not any more:
+    /// a provider that was slow once would else never be asked again.
+    pub fn latency(&self, now: Instant) -> Option<Duration> {
         let rounds = 1.0 + self.waiting.load(Ordering::Relaxed) as f64 / self.provider.concurrency.max(1) as f64;
-        Duration::try_from_secs_f64(*lock(&self.latency) * rounds).ok()
+        let (mean, last) = (*lock(&self.latency))?;
+        (now.saturating_duration_since(last) < STALE).then(|| mean.mul_f64(rounds))
     }
 
-    fn took(&self, took: Duration) {
+    fn took(&self, took: Duration, now: Instant) {
         let mut latency = lock(&self.latency);
-        let took = took.as_secs_f64();
-        *latency = if latency.is_nan() { took } else { *latency * (1.0 - NEWEST) + took * NEWEST };
+        let mean = latency.map_or(took, |(mean, _)| mean.mul_f64(1.0 - NEWEST) + took.mul_f64(NEWEST));
+        *latency = Some((mean, now));
     }
 
     /// Tokens that a question takes to read, from above.
@@ -124,7 +129,7 @@ impl Entry {
             Kind::Openai if input >= STORED as u64 / 2 => input,
             _ => 0,
         };
-        let output = question.max_output_tokens.into();
+        let output = self.manner().max_output_tokens(question).into();
         // A cache that costs more than reading anew would be no bound.
         money::cost(&self.provider, Tokens { input, cached: 0, stored, output })
     }
@@ -208,6 +213,8 @@ pub struct Asking<'a> {
     pub key: Option<&'a Secret>,
     /// The question.
     pub request: &'a Request<'a>,
+    /// How it is asked.
+    pub manner: Manner,
     /// The body of each request.
     pub body: Vec<u8>,
     /// What it costs and what the audit says.
@@ -301,7 +308,7 @@ impl<'a> Asking<'a> {
             .post(&entry.server(self.client, self.key), &entry.provider.model)
             .header(CONTENT_TYPE, "application/json")
             .body(self.body.clone())
-            .timeout(ATTEMPT);
+            .timeout(ATTEMPT + TOKEN * self.manner.max_output_tokens(self.request.question));
         // Dropping the request at the deadline ends it, whatever it waits for.
         let exchange = in_time(deadline, async {
             let response = request.send().await?;
@@ -311,7 +318,7 @@ impl<'a> Asking<'a> {
         match exchange.await {
             None => {
                 self.call.in_doubt();
-                let usual = entry.latency().unwrap_or_default();
+                let usual = entry.latency(Instant::now()).unwrap_or_default();
                 if started.elapsed() >= TELLING.max(usual * 2) {
                     through.failed();
                 }
@@ -325,6 +332,10 @@ impl<'a> Asking<'a> {
                     self.call.in_doubt();
                 }
                 through.failed();
+                // One that had all its time would take it again.
+                if error.is_timeout() && !error.is_connect() {
+                    return Step::Fail(Reason::Away, plain(&error));
+                }
                 Step::Again { why: plain(&error), floor: None }
             }
             Some(Ok((status, headers, body))) if !(200..300).contains(&status) => {
@@ -332,7 +343,7 @@ impl<'a> Asking<'a> {
                 self.refused(through, status, &headers, body.as_deref())
             }
             Some(Ok((_, _, body))) => {
-                entry.took(started.elapsed());
+                entry.took(started.elapsed(), Instant::now());
                 self.answered(through, body.as_deref())
             }
         }
@@ -390,9 +401,10 @@ impl<'a> Asking<'a> {
         let why = format!("status {status}");
         if !retry::worth(provider.kind, status, &detail) {
             through.succeeded();
-            let names = |body: &[u8]| String::from_utf8_lossy(body).contains(openai::LIMIT);
+            let sent = openai::limit(self.manner.older);
+            let names = |body: &[u8]| String::from_utf8_lossy(body).contains(sent);
             if provider.kind == Kind::OpenaiCompatible && matches!(status, 400 | 422) && body.is_some_and(names) {
-                self.entry.older.store(true, Ordering::Relaxed);
+                lock(&self.entry.manner).older = !self.manner.older;
             }
             return Step::Fail(Reason::Refused, why);
         }
@@ -425,7 +437,7 @@ impl<'a> Asking<'a> {
         };
         through.succeeded();
         self.back.notify_waiters();
-        let Parsed { text, model, tokens } = entry.provider.kind.parse(&json);
+        let Parsed { said, model, tokens } = entry.provider.kind.parse(&json);
         match tokens {
             Some(tokens) => {
                 self.call.settle(money::cost(&entry.provider, tokens), tokens);
@@ -437,10 +449,16 @@ impl<'a> Asking<'a> {
         let tokens = tokens.unwrap_or_default();
         let usage = Usage { input_tokens: tokens.input, output_tokens: tokens.output };
         let question = self.request.question;
-        match text.and_then(|text| schema::read(question, &text, usage).map_err(Wrong::Again)) {
+        let cut_off = said.as_ref().is_ok_and(|said| said.cut_off);
+        match said.and_then(|said| schema::read(question, &said, usage).map_err(Wrong::Again)) {
             Ok(output) => {
                 let model = if model.is_empty() { entry.provider.model.clone() } else { model };
                 Step::Answer(Answer { provider: entry.provider.name.clone(), output, model, age: None })
+            }
+            // So few tokens are short for a model that thinks only: it is asked again with more.
+            Err(Wrong::Again(why)) if cut_off && !self.manner.thinks => {
+                lock(&entry.manner).thinks = true;
+                Step::Fail(Reason::Unusable, why)
             }
             Err(Wrong::Again(why)) => Step::Wrong(why),
             Err(Wrong::Declined(why)) => Step::Fail(Reason::Unusable, why),
@@ -462,7 +480,7 @@ impl<'a> Asking<'a> {
 }
 
 /// Awaits until the deadline at most.
-async fn in_time<F: Future>(deadline: Option<Instant>, future: F) -> Option<F::Output> {
+pub async fn in_time<F: Future>(deadline: Option<Instant>, future: F) -> Option<F::Output> {
     match deadline {
         None => Some(future.await),
         Some(deadline) => tokio::time::timeout_at(deadline.into(), future).await.ok(),

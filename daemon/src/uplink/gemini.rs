@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::money::Tokens;
 use super::schema;
-use super::wire::{Ask, Parsed, Server, Wrong};
+use super::wire::{Ask, Parsed, Said, Server, Wrong};
 
 fn with_key(server: &Server<'_>, request: RequestBuilder) -> RequestBuilder {
     match server.key {
@@ -40,7 +40,7 @@ pub fn body(ask: &Ask<'_>) -> Value {
     content.extend(parts.image.as_ref().map(inline));
     content.extend(parts.audio.as_ref().map(inline));
     content.extend(parts.text.as_ref().map(|text| json!({"text": text})));
-    let mut config = json!({"maxOutputTokens": question.max_output_tokens});
+    let mut config = json!({"maxOutputTokens": ask.max_output_tokens()});
     if let Some(schema) = schema::of(&question.shape) {
         config["responseMimeType"] = json!("application/json");
         config["responseJsonSchema"] = schema;
@@ -53,11 +53,11 @@ pub fn parse(body: &Value) -> Parsed {
     let candidate = &body["candidates"][0];
     let parts = candidate["content"]["parts"].as_array().map(Vec::as_slice).unwrap_or_default();
     // Thoughts are parts, too, and no part of the answer.
-    let said = parts.iter().filter(|part| part["thought"] != true).filter_map(|part| part["text"].as_str());
-    let text = match candidate["finishReason"].as_str() {
+    let text = parts.iter().filter(|part| part["thought"] != true).filter_map(|part| part["text"].as_str()).collect();
+    let said = match candidate["finishReason"].as_str() {
         _ if body["promptFeedback"]["blockReason"].is_string() => Err(Wrong::filtered()),
-        Some("STOP") => Ok(said.collect()),
-        Some("MAX_TOKENS") => Err(Wrong::cut_off()),
+        Some("STOP") => Ok(Said::whole(text)),
+        Some("MAX_TOKENS") => Ok(Said::cut_off(text)),
         Some("SAFETY" | "RECITATION" | "BLOCKLIST" | "PROHIBITED_CONTENT" | "SPII" | "IMAGE_SAFETY" | "LANGUAGE") => {
             Err(Wrong::filtered())
         }
@@ -72,5 +72,5 @@ pub fn parse(body: &Value) -> Parsed {
         output: count("candidatesTokenCount") + count("thoughtsTokenCount"),
     });
     let model = body["modelVersion"].as_str().unwrap_or_default().to_owned();
-    Parsed { text, model, tokens }
+    Parsed { said, model, tokens }
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use reqwest::Client;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 
 use crate::config::{self, Kind};
 use crate::job::{Input, Output};
@@ -40,9 +40,11 @@ pub use money::{Budgets, nano};
 
 use call::{Asking, Entry};
 use money::JobPurse;
-use wire::Ask;
+use wire::{Ask, Manner};
 
 const CONNECT: Duration = Duration::from_secs(5);
+/// Pictures that are scaled or drawn at once.
+const DRAWING: usize = 2;
 
 /// The shape that the answer must have.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -79,7 +81,7 @@ pub struct Question<'a> {
     /// What to answer and what the labels mean.
     pub instruction: &'a str,
     /// What it is about.
-    pub input: &'a Input,
+    pub input: &'a Arc<Input>,
     /// The shape of the answer.
     pub shape: Shape,
     /// Most tokens that may be written.
@@ -203,6 +205,7 @@ pub struct Uplink {
     books: Books,
     cache: cache::Cache,
     back: Arc<Notify>,
+    drawing: Arc<Semaphore>,
 }
 
 impl Uplink {
@@ -239,8 +242,8 @@ impl Uplink {
             .redirect(reqwest::redirect::Policy::none())
             .user_agent(concat!("outpost/", env!("CARGO_PKG_VERSION")))
             .build()?;
-        let (books, back) = (Books::in_memory(), Arc::new(Notify::new()));
-        Ok(Uplink { entries, client, hedge: None, books, cache: cache::Cache::default(), back })
+        let (books, back, drawing) = (Books::in_memory(), Arc::new(Notify::new()), Arc::new(Semaphore::new(DRAWING)));
+        Ok(Uplink { entries, client, hedge: None, books, cache: cache::Cache::default(), back, drawing })
     }
 
     /// With books that are kept on disk; without them nothing binds and nothing is recorded.
@@ -300,7 +303,7 @@ impl Uplink {
         let now = Instant::now();
         let unspent = question.and_then(|question| self.books.unspent_usd(question.task));
         let deaf = |entry: &Entry| {
-            question.is_some_and(|question| matches!(question.input, Input::Audio(_)) && !entry.provider.kind.hears())
+            question.is_some_and(|question| matches!(**question.input, Input::Audio(_)) && !entry.provider.kind.hears())
         };
         let offer = |entry: &Entry| Offer {
             provider: entry.provider.name.clone(),
@@ -308,7 +311,7 @@ impl Uplink {
                 true => Err(Closed::lasting("its wire format takes no audio")),
                 false => entry.usable(now),
             },
-            latency: entry.latency(),
+            latency: entry.latency(now),
             estimate_usd: question.map_or(0.0, |question| money::usd(entry.estimate(question))),
             left_usd: unspent.map(|(left, _)| left),
             budget_usd: unspent.map(|(_, budget)| budget),
@@ -324,17 +327,37 @@ impl Uplink {
             return Asked { failed: Vec::new(), answer, cost_usd: 0.0 };
         }
         let purse = JobPurse::new(request.max_cost_usd);
-        let (failed, answer) = match parts(request.question).await {
-            Ok(parts) => self.ask_in_order(names, request, &parts, &purse).await,
-            Err(why) => {
-                let provider = names.first().cloned().unwrap_or_default();
-                (vec![UplinkError { provider, reason: Reason::Refused, why }], None)
-            }
+        let not_put = |reason, why| {
+            let provider = names.first().cloned().unwrap_or_default();
+            (vec![UplinkError { provider, reason, why }], None)
+        };
+        let (failed, answer) = match call::in_time(request.deadline, self.parts(request.question)).await {
+            Some(Ok(parts)) => self.ask_in_order(names, request, &parts, &purse).await,
+            Some(Err(why)) => not_put(Reason::Refused, why),
+            None => not_put(Reason::Deadline, String::new()),
         };
         if let (Some(key), Some(answer)) = (key, &answer) {
             self.cache.put(key, answer, Instant::now());
         }
         Asked { failed, answer, cost_usd: purse.cost_usd() }
+    }
+
+    /// The question in words; pictures are scaled and drawn beside the runtime, a few at a time: one that is decoded
+    /// takes many times the bytes of its file.
+    async fn parts(&self, question: &Question<'_>) -> Result<prompt::Parts, String> {
+        if !prompt::is_work(question) {
+            return prompt::parts(question);
+        }
+        let turn = Arc::clone(&self.drawing).acquire_owned().await.map_err(|error| error.to_string())?;
+        let Question { task, instruction, input, shape, max_output_tokens, picture_side, plot } = question.clone();
+        let (task, instruction, input) = (task.to_owned(), instruction.to_owned(), Arc::clone(input));
+        let made = tokio::task::spawn_blocking(move || {
+            // Kept to the end, even where nobody waits for it any more.
+            let _turn = turn;
+            let (task, instruction, input) = (task.as_str(), instruction.as_str(), &input);
+            prompt::parts(&Question { task, instruction, input, shape, max_output_tokens, picture_side, plot })
+        });
+        made.await.map_err(|error| error.to_string())?
     }
 
     async fn ask_in_order(
@@ -397,12 +420,16 @@ impl Uplink {
             let why = "not configured".to_owned();
             return Err(UplinkError { provider: name.to_owned(), reason: Reason::Refused, why });
         };
-        let older = entry.is_older();
-        let answer = self.ask_as(entry, older, request, parts, purse).await;
-        match &answer {
-            // It was refused for the name, which is known now.
-            Err(UplinkError { reason: Reason::Refused, .. }) if entry.is_older() != older => {
-                self.ask_as(entry, !older, request, parts, purse).await
+        let manner = entry.manner();
+        let answer = self.ask_as(entry, manner, 0, request, parts, purse).await;
+        let Err(UplinkError { reason: reason @ (Reason::Refused | Reason::Unusable), .. }) = &answer else {
+            return answer;
+        };
+        // It may be for the manner of asking, which is known better now.
+        match entry.manner() {
+            better if better != manner => {
+                let wrong = u32::from(*reason == Reason::Unusable);
+                self.ask_as(entry, better, wrong, request, parts, purse).await
             }
             _ => answer,
         }
@@ -411,7 +438,8 @@ impl Uplink {
     async fn ask_as(
         &self,
         entry: &Entry,
-        older: bool,
+        manner: Manner,
+        wrong: u32,
         request: &Request<'_>,
         parts: &prompt::Parts,
         purse: &JobPurse,
@@ -419,7 +447,7 @@ impl Uplink {
         let (name, question) = (&entry.provider.name, request.question);
         let refused = |why| UplinkError { provider: name.clone(), reason: Reason::Refused, why };
         let key = entry.key.as_ref().map_err(|why| refused(why.clone()))?.as_ref();
-        let ask = Ask { model: &entry.provider.model, question, parts, older };
+        let ask = Ask { model: &entry.provider.model, question, parts, manner };
         let body = serde_json::to_vec(&entry.provider.kind.body(&ask)).map_err(|error| refused(error.to_string()))?;
         let line = Line {
             at: books::now(),
@@ -439,7 +467,7 @@ impl Uplink {
         };
         let call = self.books.call(purse, line);
         let (client, back) = (&self.client, &*self.back);
-        let asking = Asking { client, entry, key, request, body, call, back, failures: 0, wrong: 0, pauses: 0 };
+        let asking = Asking { client, entry, key, request, manner, body, call, back, failures: 0, wrong, pauses: 0 };
         asking.run().await
     }
 
@@ -459,20 +487,6 @@ impl Uplink {
             Err(error) => Err(format!("{} cannot be reached: {}", server.base_url, call::plain(&error))),
         }
     }
-}
-
-/// The question in words; pictures are scaled and drawn beside the runtime.
-async fn parts(question: &Question<'_>) -> Result<prompt::Parts, String> {
-    if !prompt::is_work(question) {
-        return prompt::parts(question);
-    }
-    let Question { task, instruction, input, shape, max_output_tokens, picture_side, plot } = question.clone();
-    let (task, instruction, input) = (task.to_owned(), instruction.to_owned(), input.clone());
-    let made = tokio::task::spawn_blocking(move || {
-        let (task, instruction) = (task.as_str(), instruction.as_str());
-        prompt::parts(&Question { task, instruction, input: &input, shape, max_output_tokens, picture_side, plot })
-    });
-    made.await.map_err(|error| error.to_string())?
 }
 
 /// Whether a question can be put to a closed model at all.

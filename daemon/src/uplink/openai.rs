@@ -5,13 +5,15 @@ use serde_json::{Value, json};
 
 use super::money::Tokens;
 use super::schema;
-use super::wire::{Ask, Parsed, Server, Wrong};
+use super::wire::{Ask, Parsed, Said, Server, Wrong};
 
 /// Name of the schema, which both formats ask for.
 const SCHEMA: &str = "answer";
+
 /// Chat Completions' names for the limit of tokens. Servers of either kind are about, and some refuse the other's.
-pub const LIMIT: &str = "max_completion_tokens";
-const OLDER_LIMIT: &str = "max_tokens";
+pub fn limit(older: bool) -> &'static str {
+    if older { "max_tokens" } else { "max_completion_tokens" }
+}
 
 fn with_key(server: &Server<'_>, request: RequestBuilder) -> RequestBuilder {
     match server.key {
@@ -43,7 +45,7 @@ pub fn responses(ask: &Ask<'_>) -> Value {
     let mut body = json!({
         "model": model,
         "store": false,
-        "max_output_tokens": question.max_output_tokens,
+        "max_output_tokens": ask.max_output_tokens(),
         "input": [{"role": "user", "content": content}],
     });
     if parts.cacheable() {
@@ -57,7 +59,7 @@ pub fn responses(ask: &Ask<'_>) -> Value {
 
 /// The body of /chat/completions.
 pub fn chat(ask: &Ask<'_>) -> Value {
-    let Ask { model, question, parts, older } = ask;
+    let Ask { model, question, parts, manner } = ask;
     let content = if parts.image.is_none() && parts.audio.is_none() {
         // Plain text is what every such server takes.
         json!(parts.in_words())
@@ -74,10 +76,10 @@ pub fn chat(ask: &Ask<'_>) -> Value {
         }
         json!(content)
     };
-    let most = if *older { OLDER_LIMIT } else { LIMIT };
+    let most = limit(manner.older);
     let mut body = json!({
         "model": model,
-        most: question.max_output_tokens,
+        most: ask.max_output_tokens(),
         "messages": [{"role": "user", "content": content}],
     });
     if let Some(schema) = schema::of(&question.shape) {
@@ -102,35 +104,33 @@ pub fn parse_response(body: &Value) -> Parsed {
         .flatten()
         .collect();
     let refused = contents.iter().any(|content| content["type"] == "refusal");
-    let text = contents.iter().filter(|content| content["type"] == "output_text").filter_map(|c| c["text"].as_str());
-    let text = match body["status"].as_str() {
+    let words = contents.iter().filter(|content| content["type"] == "output_text").filter_map(|c| c["text"].as_str());
+    let said = match body["status"].as_str() {
         _ if refused => Err(Wrong::declined()),
-        Some("completed") => Ok(text.collect()),
+        Some("completed") => Ok(Said::whole(words.collect())),
         Some("incomplete") if body["incomplete_details"]["reason"] == "content_filter" => Err(Wrong::filtered()),
-        Some("incomplete") => Err(Wrong::cut_off()),
+        Some("incomplete") => Ok(Said::cut_off(words.collect())),
         _ => Err(Wrong::unended()),
     };
-    parsed(body, text, ["input_tokens", "output_tokens", "input_tokens_details"])
+    parsed(body, said, ["input_tokens", "output_tokens", "input_tokens_details"])
 }
 
 /// Reads a chat completion.
 pub fn parse_chat(body: &Value) -> Parsed {
     let choice = &body["choices"][0];
     let message = &choice["message"];
-    let text = match choice["finish_reason"].as_str() {
+    let text = message["content"].as_str().map(str::to_owned);
+    let said = match choice["finish_reason"].as_str() {
         _ if message["refusal"].is_string() => Err(Wrong::declined()),
         Some("content_filter") => Err(Wrong::filtered()),
-        Some("stop") => message["content"]
-            .as_str()
-            .map(str::to_owned)
-            .ok_or_else(|| Wrong::Again("its answer holds no text".to_owned())),
-        Some("length") => Err(Wrong::cut_off()),
+        Some("stop") => text.map(Said::whole).ok_or_else(|| Wrong::Again("its answer holds no text".to_owned())),
+        Some("length") => Ok(Said::cut_off(text.unwrap_or_default())),
         _ => Err(Wrong::unended()),
     };
-    parsed(body, text, ["prompt_tokens", "completion_tokens", "prompt_tokens_details"])
+    parsed(body, said, ["prompt_tokens", "completion_tokens", "prompt_tokens_details"])
 }
 
-fn parsed(body: &Value, text: Result<String, Wrong>, [input, output, details]: [&str; 3]) -> Parsed {
+fn parsed(body: &Value, said: Result<Said, Wrong>, [input, output, details]: [&str; 3]) -> Parsed {
     let usage = &body["usage"];
     let count = |value: &Value| value.as_u64();
     let total = count(&usage["total_tokens"]).unwrap_or(0);
@@ -141,5 +141,5 @@ fn parsed(body: &Value, text: Result<String, Wrong>, [input, output, details]: [
         // Some servers count hidden reasoning in the total alone.
         output: output.max(total.saturating_sub(input)),
     });
-    Parsed { text, model: body["model"].as_str().unwrap_or_default().to_owned(), tokens }
+    Parsed { said, model: body["model"].as_str().unwrap_or_default().to_owned(), tokens }
 }

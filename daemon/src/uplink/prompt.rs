@@ -53,7 +53,7 @@ fn is_plotted(question: &Question<'_>, rows: &[Vec<f32>]) -> bool {
 /// The input is of a kind that cannot be sent, or is broken.
 pub fn parts(question: &Question<'_>) -> Result<Parts, String> {
     let mut parts = Parts { head: head(question), text: None, image: None, audio: None };
-    match question.input {
+    match &**question.input {
         Input::Text(text) => parts.text = Some(format!("Input:\n{text}")),
         Input::Series(rows) if is_plotted(question, rows) => {
             parts.text = Some(plot::legend(rows));
@@ -75,7 +75,7 @@ pub fn parts(question: &Question<'_>) -> Result<Parts, String> {
 
 /// Whether [`parts`] takes so long that it should not be done on a thread of the runtime.
 pub fn is_work(question: &Question<'_>) -> bool {
-    match question.input {
+    match &**question.input {
         Input::Image(bytes) => picture::is_larger(bytes, question.picture_side),
         Input::Series(rows) => is_plotted(question, rows),
         _ => false,
@@ -91,7 +91,7 @@ fn unsendable(question: &Question<'_>) -> String {
 /// # Errors
 /// In words, why not.
 pub fn sendable(question: &Question<'_>) -> Result<(), String> {
-    if matches!(question.input, Input::Tensor(_)) { Err(unsendable(question)) } else { Ok(()) }
+    if matches!(**question.input, Input::Tensor(_)) { Err(unsendable(question)) } else { Ok(()) }
 }
 
 fn head(question: &Question<'_>) -> String {
@@ -157,7 +157,7 @@ pub fn estimate_tokens(question: &Question<'_>) -> u64 {
         Shape::Classes { labels } => labels.iter().map(|label| 2 * (tokens(label) + 3)).sum(),
         _ => 0,
     };
-    let input = match question.input {
+    let input = match &**question.input {
         Input::Text(text) => tokens(text),
         Input::Series(rows) if is_plotted(question, rows) => {
             let channels = rows[0].len();
@@ -207,7 +207,7 @@ mod tests {
             (3, 1, Some(true), true),
             (3, 9, Some(true), false),
         ] {
-            let input = Input::Series(vec![vec![1.0; channels]; rows]);
+            let input = Input::Series(vec![vec![1.0; channels]; rows]).into();
             let (task, instruction, shape) = ("t", "i", Shape::Text);
             let question =
                 Question { task, instruction, input: &input, shape, max_output_tokens: 9, picture_side: 512, plot };
@@ -231,7 +231,7 @@ mod tests {
             (wave(plot::CHANNELS), Shape::Text, None),
             (wave(plot::CHANNELS + 1), Shape::Text, Some(true)),
         ] {
-            let instruction = "Say what it is.";
+            let (instruction, input) = ("Say what it is.", input.into());
             let question = Question {
                 task: "t",
                 instruction,

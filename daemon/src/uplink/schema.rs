@@ -3,6 +3,7 @@
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::wire::Said;
 use super::{Question, Shape};
 use crate::job::{Output, Ranked, Usage};
 
@@ -38,17 +39,24 @@ struct Anomaly {
     confidence: f64,
 }
 
-/// Reads an answer's text.
+/// Reads what a model said. A text may be cut off, for its requester has set the limit; what has a schema may not.
 ///
 /// # Errors
 /// What is wrong with it, without quoting it.
-pub fn read(question: &Question<'_>, text: &str, usage: Usage) -> Result<Output, String> {
+pub fn read(question: &Question<'_>, said: &Said, usage: Usage) -> Result<Output, String> {
+    let text = said.text.as_str();
     let sure = |confidence: f64| match (0.0..=1.0).contains(&confidence) {
         true => Ok(confidence),
         false => Err("its confidence is not within 0 to 1".to_owned()),
     };
     let prose = |_| "its answer is not of the shape asked for".to_owned();
     match &question.shape {
+        Shape::Text if text.trim().is_empty() => Err("its answer is empty".to_owned()),
+        Shape::Text => {
+            let finish_reason = if said.cut_off { "length" } else { "stop" };
+            Ok(Output::Text { text: text.to_owned(), finish_reason: finish_reason.to_owned(), usage })
+        }
+        _ if said.cut_off => Err("its answer was cut off".to_owned()),
         Shape::Classes { labels } => {
             let Class { label, confidence } = serde_json::from_str(text.trim()).map_err(prose)?;
             if !labels.contains(&label) {
@@ -64,8 +72,6 @@ pub fn read(question: &Question<'_>, text: &str, usage: Usage) -> Result<Output,
             }
             Ok(Output::Anomaly { score, threshold: *threshold, anomalous, confidence: sure(confidence)? })
         }
-        Shape::Text if text.trim().is_empty() => Err("its answer is empty".to_owned()),
-        Shape::Text => Ok(Output::Text { text: text.to_owned(), finish_reason: "stop".to_owned(), usage }),
     }
 }
 
@@ -76,7 +82,7 @@ mod tests {
 
     #[test]
     fn nothing_but_the_shape_passes() {
-        let input = Input::Text("x".to_owned());
+        let input = Input::Text("x".to_owned()).into();
         let ask = |shape| Question {
             task: "t",
             instruction: "i",
@@ -104,7 +110,7 @@ mod tests {
             (Shape::Text, "hello", true),
             (Shape::Text, " ", false),
         ] {
-            let found = read(&ask(shape), text, Usage::default());
+            let found = read(&ask(shape), &Said::whole(text.to_owned()), Usage::default());
             assert_eq!(found.is_ok(), good, "{text:?} gave {found:?}");
         }
     }

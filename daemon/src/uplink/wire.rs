@@ -27,19 +27,64 @@ pub struct Ask<'a> {
     pub question: &'a Question<'a>,
     /// Its words and picture.
     pub parts: &'a Parts,
-    /// Whether the server knows the limit of tokens only by Chat Completions' older name.
+    /// How this provider wants to be asked.
+    pub manner: Manner,
+}
+
+/// How a provider wants to be asked, as it has taught us by its answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Manner {
+    /// It knows the limit of tokens only by Chat Completions' older name.
     pub older: bool,
+    /// It thinks before it answers, and its thoughts count as tokens of the answer.
+    pub thinks: bool,
+}
+
+/// Tokens for the thoughts of a model that thinks.
+const THOUGHTS: u32 = 2048;
+
+impl Manner {
+    /// Most tokens that an answer to the question may take.
+    pub fn max_output_tokens(self, question: &Question<'_>) -> u32 {
+        question.max_output_tokens.saturating_add(if self.thinks { THOUGHTS } else { 0 })
+    }
+}
+
+impl Ask<'_> {
+    /// Most tokens that the answer may take.
+    pub fn max_output_tokens(&self) -> u32 {
+        self.manner.max_output_tokens(self.question)
+    }
 }
 
 /// What a wire format makes of an answer's body.
 #[derive(Debug)]
 pub struct Parsed {
     /// The text of the answer.
-    pub text: Result<String, Wrong>,
+    pub said: Result<Said, Wrong>,
     /// The model's name, as the provider reports it.
     pub model: String,
     /// The provider's own count; none where it sent none.
     pub tokens: Option<Tokens>,
+}
+
+/// What a model said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Said {
+    /// Its words.
+    pub text: String,
+    /// Whether it reached its limit of tokens.
+    pub cut_off: bool,
+}
+
+impl Said {
+    pub(super) fn whole(text: String) -> Self {
+        Said { text, cut_off: false }
+    }
+
+    pub(super) fn cut_off(text: String) -> Self {
+        Said { text, cut_off: true }
+    }
 }
 
 /// An answer that is none.
@@ -58,10 +103,6 @@ impl Wrong {
 
     pub(super) fn filtered() -> Self {
         Wrong::Declined("the provider's filter stopped the answer".to_owned())
-    }
-
-    pub(super) fn cut_off() -> Self {
-        Wrong::Again("its answer was cut off".to_owned())
     }
 
     pub(super) fn unended() -> Self {
