@@ -63,6 +63,16 @@ enum Course {
     Held,
 }
 
+impl Course {
+    /// Deliveries that are not yet acknowledged.
+    fn receipts(self) -> Vec<Receipt> {
+        match self {
+            Course::Runs(receipts) => receipts,
+            Course::Held => Vec::new(),
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Room {
     queue: usize,
@@ -157,19 +167,13 @@ impl Gate {
 
     /// The job is answered and remembered: the further deliveries to acknowledge with its reply.
     pub fn answered(&self, key: &Key) -> Vec<Receipt> {
-        match self.room.lock().running.remove(key) {
-            Some(Course::Runs(receipts)) => receipts,
-            Some(Course::Held) | None => Vec::new(),
-        }
+        self.room.lock().running.remove(key).map(Course::receipts).unwrap_or_default()
     }
 
     /// The job is held on disk, now or since an earlier run, and the same one is not run beside it: the further
     /// deliveries to acknowledge.
     pub fn held(&self, key: Key) -> Vec<Receipt> {
-        match self.room.lock().running.insert(key, Course::Held) {
-            Some(Course::Runs(receipts)) => receipts,
-            Some(Course::Held) | None => Vec::new(),
-        }
+        self.room.lock().running.insert(key, Course::Held).map(Course::receipts).unwrap_or_default()
     }
 
     /// From now on no job is admitted.

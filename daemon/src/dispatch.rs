@@ -364,7 +364,7 @@ impl Dispatch {
         let station = |outcome, why| Station { tier: Tier::Device, provider: None, outcome, why };
         let queued = Instant::now();
         let done = match self.pool.submit(Arc::clone(job), Arc::clone(model)) {
-            Ok(done) => in_time(job, done).await,
+            Ok(done) => uplink::in_time(job.wishes.deadline, done).await,
             Err(fault) => {
                 tried.stations.push(station(Outcome::Failed, Some(fault.message.clone())));
                 tried.fault = Some(fault);
@@ -514,14 +514,6 @@ fn conclude(job: &Job, answered: Result<(Output, By), Fault>, tried: Tried) -> R
         last,
         timing_ms: timing,
         cost_usd,
-    }
-}
-
-/// Awaits until the job's deadline at most.
-async fn in_time<F: Future>(job: &Job, future: F) -> Option<F::Output> {
-    match job.wishes.deadline {
-        None => Some(future.await),
-        Some(deadline) => tokio::time::timeout_at(deadline.into(), future).await.ok(),
     }
 }
 

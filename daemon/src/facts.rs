@@ -19,6 +19,7 @@ const TEXT_TOKENS: u32 = 1024;
 const PICTURE_SIDE: (u32, u32) = (256, 1024);
 /// Pixels sent up for each pixel that the local model sees.
 const PICTURE_SCALE: u32 = 8;
+
 /// Who is asked for facts.
 #[derive(Clone, Copy)]
 pub struct Sources<'a> {

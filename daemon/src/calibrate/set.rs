@@ -57,7 +57,7 @@ pub fn read(path: &Path, model: &Model) -> Result<Set> {
     if path.is_dir() {
         reading.folder(path)?
     } else {
-        reading.lines(path)?
+        each_line(path, |line| reading.line(line))?
     }
     let Reading { mut cases, mut set, .. } = reading;
     // The order of hashes is as good as a random one, and does not change with the order of files.
@@ -85,13 +85,12 @@ pub fn fitting<'a>(path: &Path, packages: &'a [Package]) -> Result<Vec<&'a Packa
         let folders = list(path)?.into_iter().filter(|folder| folder.is_dir());
         folders.filter_map(|folder| Some(folder.file_name()?.to_string_lossy().into_owned())).collect()
     } else {
-        let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
-        let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-        let label = |(number, line): (usize, &str)| {
-            let line: Line = serde_json::from_str(line).with_context(|| format!("line {}", number + 1))?;
-            Ok::<_, anyhow::Error>(line.label)
-        };
-        lines.map(label).collect::<Result<_>>().with_context(|| path.display().to_string())?
+        let mut labels = HashSet::new();
+        each_line(path, |line| {
+            labels.insert(line.label);
+            Ok(())
+        })?;
+        labels
     };
     let has_all =
         |package: &&Package| answers(package).is_some_and(|answers| labels.iter().all(|label| answers.contains(label)));
@@ -116,20 +115,7 @@ impl Reading<'_> {
         Ok(())
     }
 
-    fn lines(&mut self, path: &Path) -> Result<()> {
-        let file = fs::File::open(path).with_context(|| path.display().to_string())?;
-        for (number, line) in BufReader::new(file).lines().enumerate() {
-            let shown = || format!("{}, line {}", path.display(), number + 1);
-            let line = line.with_context(shown)?;
-            if !line.trim().is_empty() {
-                self.line(&line).with_context(shown)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn line(&mut self, line: &str) -> Result<()> {
-        let Line { input, label } = serde_json::from_str(line)?;
+    fn line(&mut self, Line { input, label }: Line) -> Result<()> {
         let envelope = json!({"input": input}).to_string();
         let hash = Sha256::digest(&envelope).into();
         let (_, input) = envelope::read(envelope.as_bytes()).map_err(|(_, fault)| fault)?;
@@ -154,6 +140,19 @@ impl Reading<'_> {
         self.cases.push((hash, Case { scores, truth }));
         Ok(())
     }
+}
+
+/// Does `work` for each line of a file that is not empty.
+fn each_line(path: &Path, mut work: impl FnMut(Line) -> Result<()>) -> Result<()> {
+    let file = fs::File::open(path).with_context(|| path.display().to_string())?;
+    for (number, line) in BufReader::new(file).lines().enumerate() {
+        let shown = || format!("{}, line {}", path.display(), number + 1);
+        let line = line.with_context(shown)?;
+        if !line.trim().is_empty() {
+            serde_json::from_str(&line).map_err(anyhow::Error::from).and_then(&mut work).with_context(shown)?;
+        }
+    }
+    Ok(())
 }
 
 /// What a folder holds, in order, without hidden files.

@@ -38,6 +38,7 @@ pub use books::{Account, Books, Line, TaskAccount};
 pub use facts::{Closed, Offer};
 pub use money::{Budgets, nano};
 
+pub use call::in_time;
 use call::{Asking, Entry};
 use money::JobPurse;
 use wire::{Ask, Manner};
@@ -331,7 +332,7 @@ impl Uplink {
             let provider = names.first().cloned().unwrap_or_default();
             (vec![UplinkError { provider, reason, why }], None)
         };
-        let (failed, answer) = match call::in_time(request.deadline, self.parts(request.question)).await {
+        let (failed, answer) = match in_time(request.deadline, self.parts(request.question)).await {
             Some(Ok(parts)) => self.ask_in_order(names, request, &parts, &purse).await,
             Some(Err(why)) => not_put(Reason::Refused, why),
             None => not_put(Reason::Deadline, String::new()),
