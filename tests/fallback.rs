@@ -270,8 +270,7 @@ async fn a_refused_package_keeps_its_task_on_the_device() {
     let (cloud, broker) = (standin().await, Mosquitto::start());
     let dir = tempfile::tempdir().expect("a folder");
     let package = dir.path().join("digits");
-    let copied = std::process::Command::new("cp").arg("-r").arg(models_dir().join("digits")).arg(&package).status();
-    assert!(copied.expect("cp").success());
+    crate::models::copy(&models_dir().join("digits"), &package);
     let manifest = std::fs::read_to_string(package.join("model.toml")).expect("a manifest");
     let mut table: toml::Table = manifest.parse().expect("TOML");
     table.remove("uplink").expect("an uplink");

@@ -4,16 +4,16 @@ use serde_json::json;
 
 use crate::common::*;
 
-fn copy(name: &str, to: &std::path::Path) {
-    let status = std::process::Command::new("cp").arg("-r").arg(models_dir().join(name)).arg(to).status();
-    assert!(status.is_ok_and(|status| status.success()), "{name}");
+/// A shipped package into a folder of packages.
+fn add(name: &str, to: &std::path::Path) {
+    crate::models::copy(&models_dir().join(name), &to.join(name));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn models_and_rules_change_in_place() {
     let broker = Mosquitto::start();
     let models = tempfile::tempdir().expect("a folder");
-    copy("notes", models.path());
+    add("notes", models.path());
     let mut daemon = Daemon::start_with("n", &broker.url(), "", models.path(), &[]).await;
     let mut client = Client::connect(&broker.url()).await;
     client.subscribe("answers/#").await;
@@ -22,7 +22,7 @@ async fn models_and_rules_change_in_place() {
     assert_eq!(client.ask("n", "text.classify", job("1")).await["status"], "ok");
 
     // Another model comes, and the first is damaged: it stays as it was.
-    copy("digits", models.path());
+    add("digits", models.path());
     std::fs::write(models.path().join("notes/labels.txt"), "only one\n").expect("written");
     let line = "\n[routing.task.\"image.classify\"]\nprefer = \"cloud-only\"\n[jobs]\nqueue = 9\n";
     let before = std::fs::read_to_string(daemon.config()).expect("read");
